@@ -1,0 +1,44 @@
+"""Where the parts meet: no routes, no queries."""
+
+from flask import Flask
+from flask_migrate import Migrate
+from jinja2 import StrictUndefined
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from . import callbacks, cli, config, database, http, watch
+from .live import Live
+from .models import db
+from .parts import Parts
+from .signing import ShareLinks
+from .store import Writer
+
+
+def create_app() -> Flask:
+    """The app, as the environment has it; raises `config.BadSetting`."""
+    settings = config.load(config.environment())
+    app = Flask(__name__, template_folder=config.ROOT / "templates", static_folder=None)
+    app.jinja_env.undefined = StrictUndefined
+    app.config.update(
+        SECRET_KEY=settings.secret_key,
+        SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=settings.public_url.startswith("https:"),
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
+    )
+    if proxies := settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
+    db.init_app(app)
+    Migrate(app, db, directory=str(config.ROOT / "webapp" / "migrations"))
+    with app.app_context():
+        engine = db.engine
+    database.prepare(engine)
+    live = Live(engine, watch.frame_maker(app, engine, settings))
+    app.extensions["milepost"] = Parts(
+        settings, ShareLinks(settings.secret_key), Writer(engine, live.wake), live
+    )
+    http.set_up(app, settings)
+    for door in (callbacks.bp, watch.bp):
+        app.register_blueprint(door)
+    for command in cli.COMMANDS:
+        app.cli.add_command(command)
+    return app

@@ -1,0 +1,84 @@
+"""The machine's door: prove, then parse, then store; answered only once it is on disk."""
+
+from time import time
+
+from flask import Blueprint, Response, jsonify, request
+from gevent import Timeout
+
+from .parts import parts
+from .report import BadReport, parse, read, sent_at
+from .signing import is_signed
+
+PATH = "/api/webhooks/github"
+LARGEST_BODY = 65_536
+DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset
+SLOWEST_BODY = 30.0  # seconds
+
+bp = Blueprint("callbacks", __name__)
+
+
+class Refused(Exception):
+    """An answer other than 200: its status and what to say."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@bp.post(PATH, provide_automatic_options=False)
+def receive() -> Response:
+    """Take one callback in; nothing is stored by anything but a 200."""
+    settings = parts().settings
+    arrived_at = time()
+    body = _body()
+    signature = request.headers.get("X-Signature", "")
+    if not is_signed(body, signature, settings.callback_keys):
+        raise Refused(401, "the signature is missing or wrong")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Refused(400, "Content-Encoding: only identity is taken")
+    fields = parse(body)
+    sent, skew = sent_at(fields), settings.callback_max_skew
+    if sent is not None and skew and abs(arrived_at - sent) > skew:
+        raise Refused(401, f"sent_at: more than {skew:g} seconds from the time of arrival")
+    duplicate = parts().writer.receive(read(fields, body, arrived_at))
+    return jsonify(received=True, duplicate=duplicate)
+
+
+def _body() -> bytes:
+    """The raw body, read whole or refused; Flask would cut a chunked one at its limit."""
+    try:
+        with Timeout(SLOWEST_BODY, TimeoutError):
+            body = b"" if (request.content_length or 0) > LARGEST_BODY else _read(LARGEST_BODY + 1)
+            too_large = len(body) > LARGEST_BODY or (request.content_length or 0) > LARGEST_BODY
+            if too_large:
+                _read(DRAINED)
+    except Exception as error:  # each server has its own for a body that breaks off or is badly chunked
+        raise Refused(400, "the body did not arrive whole") from error
+    if too_large:
+        raise Refused(413, f"the body is larger than {LARGEST_BODY} bytes")
+    return body
+
+
+def _read(most: int) -> bytes:
+    body = b""
+    while len(body) < most and (part := request.stream.read(min(most - len(body), LARGEST_BODY + 1))):
+        body += part
+    return body
+
+
+@bp.errorhandler(Refused)
+def refused(error: Refused) -> Response:
+    """Say why, in JSON."""
+    return _say(error.status, str(error))
+
+
+@bp.errorhandler(BadReport)
+def bad_report(error: BadReport) -> Response:
+    """Name the field."""
+    return _say(400, str(error))
+
+
+def _say(status: int, reason: str) -> Response:
+    response = jsonify(error=reason)
+    response.status_code = status
+    return response

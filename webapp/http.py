@@ -1,0 +1,64 @@
+"""What every answer has: headers that protect, errors without internals; and `/healthz`."""
+
+import logging
+
+from flask import Flask, Response, jsonify, render_template, request
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException, InternalServerError
+
+from .config import Settings
+from .models import db, jobs
+
+log = logging.getLogger(__name__)
+
+
+def set_up(app: Flask, settings: Settings) -> None:
+    """Headers, errors and `/healthz` for an app."""
+    ancestors = " ".join(settings.embed_origins) or "'none'"
+    policy = (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        f"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {ancestors}"
+    )
+
+    @app.after_request
+    def secure(response: Response) -> Response:
+        headers = response.headers
+        headers.setdefault("Content-Security-Policy", policy)
+        headers.setdefault("X-Content-Type-Options", "nosniff")
+        headers.setdefault("Referrer-Policy", "no-referrer")
+        headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    app.register_error_handler(HTTPException, say)
+    app.register_error_handler(SQLAlchemyError, unavailable)
+    app.add_url_rule("/healthz", view_func=healthz)
+
+
+def say(error: HTTPException) -> Response:
+    """An error as JSON on the machines' paths, as a page elsewhere."""
+    response = Response(status=error.code, headers=error.get_headers())
+    if request.path.startswith("/api/") or request.accept_mimetypes.best == "application/json":
+        response.data = jsonify(error=error.description or error.name).data
+        response.mimetype = "application/json"
+    else:
+        response.data = render_template("error.html", error=error)
+    return response
+
+
+def unavailable(error: SQLAlchemyError) -> Response:
+    """The database cannot answer now; whoever asked may try again."""
+    log.error("the database is not available: %s", type(error).__name__)
+    response = say(HTTPException("the database cannot answer now"))
+    response.status_code = 503
+    response.headers["Retry-After"] = "5"
+    return response
+
+
+def healthz() -> tuple[str, int]:
+    """200 once the server and its migrated database work, 503 while the database does not."""
+    try:
+        db.session.execute(select(jobs.c.job_id).limit(1))
+    except SQLAlchemyError:
+        return "the database does not answer\n", 503
+    return "ok\n", 200

@@ -1,0 +1,13 @@
+"""Alembic's entry: bring the app's database to the newest schema, one migrator at a time."""
+
+from alembic import context
+from sqlalchemy import text
+
+from webapp.models import db
+
+with db.engine.connect().execution_options(writes=True) as connection:
+    context.configure(connection=connection, target_metadata=db.metadata, render_as_batch=True)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(6453)"))
+        context.run_migrations()

@@ -1,0 +1,30 @@
+"""The parts that the doors share; `create_app` makes them, once per app."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from flask import current_app
+
+from .config import Settings
+from .live import Live
+from .signing import ShareLinks
+from .store import Writer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a door needs to find, tell and show."""
+
+    settings: Settings
+    links: ShareLinks
+    writer: Writer
+    live: Live
+
+    def progress_url(self, job_id: str, link: int) -> str:
+        """The address that a watcher is given."""
+        return f"{self.settings.public_url}/p/{self.links.token(job_id, link)}"
+
+
+def parts() -> Parts:
+    """The current app's parts."""
+    return cast(Parts, current_app.extensions["milepost"])

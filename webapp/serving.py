@@ -1,0 +1,28 @@
+"""gunicorn's settings for Milepost: `gunicorn -c python:webapp.serving wsgi:app`.
+
+Streams are greenlets: one costs some 20 KiB, where a thread for each would end at hundreds.
+"""
+
+from gevent import monkey
+
+monkey.patch_all()  # before anything that takes a lock or a socket is imported
+
+import resource
+import sys
+
+from .config import environment, load
+
+settings = load(environment())  # here, or the master would restart failing workers for ever
+
+bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
+worker_class = "gevent"
+worker_connections = 20_000
+backlog = 4096
+keepalive = 10  # seconds; also all the time that a silent client gets
+graceful_timeout = 5  # a stream notices that it has to end only at its next write
+timeout = 60
+control_socket_disable = True
+
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a stream is an open file
+sys.setswitchinterval(0.0005)  # the writer's thread takes turns with the event loop

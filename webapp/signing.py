@@ -1,0 +1,46 @@
+"""Callback signatures and share links, with itsdangerous; no Flask, no database."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+
+from itsdangerous import BadSignature, HMACAlgorithm, Signer
+
+_HMAC_SHA256 = HMACAlgorithm(hashlib.sha256)
+_SIGNATURE = re.compile(r"(?:sha256=)?([0-9A-Fa-f]{64})")
+
+
+def is_signed(body: bytes, signature: str, keys: Iterable[bytes]) -> bool:
+    """Whether `signature` is the hex HMAC-SHA256 of `body` under one of `keys`.
+
+    As GitHub signs its deliveries, with or without the prefix `sha256=`:
+    https://docs.github.com/en/webhooks/using-webhooks/validating-webhook-deliveries
+    """
+    match = _SIGNATURE.fullmatch(signature)
+    if not match:
+        return False
+    digest = bytes.fromhex(match[1])
+    return any(_HMAC_SHA256.verify_signature(key, body, digest) for key in keys)
+
+
+class ShareLinks:
+    """Progress-page tokens: a signed job id, with the number of its link after a first one was revoked."""
+
+    def __init__(self, secret: str) -> None:
+        self._signer = Signer(secret, salt="progress", digest_method=hashlib.sha256)
+
+    def token(self, job_id: str, link: int = 0) -> str:
+        """The token of a job's `link`-th link; `~` cannot stand in a job id."""
+        return self._signer.sign(f"{job_id}~{link}" if link else job_id).decode()
+
+    def read(self, token: str) -> tuple[str, int] | None:
+        """The job id and the number of its link, or None for a token that is not ours, to the letter."""
+        try:
+            value = self._signer.unsign(token).decode()
+        except BadSignature:
+            return None
+        job_id, _, link = value.partition("~")
+        ours = self.token(job_id, int(link or 0))  # unsign() forgives what base64 does not need
+        same = hmac.compare_digest(ours.encode(), token.encode())
+        return (job_id, int(link or 0)) if same else None

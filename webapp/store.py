@@ -1,0 +1,259 @@
+"""The one writer of this process: concurrent callbacks are gathered, committed together, then told.
+
+A greenlet that waits inside sqlite3 would freeze every stream, so on SQLite transactions run in
+gevent's thread pool. Whoever finds the writer free commits all that has gathered meanwhile.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any, TypeVar
+
+from gevent import get_hub
+from gevent.monkey import is_module_patched
+from sqlalchemy import Connection, Engine, bindparam, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from .models import as_row, attempt_from, attempts, attempts_of, callbacks, current_attempts, jobs
+from .models import known_jobs, newest_version
+from .progress import Attempt, Report, is_stale, place, receive
+
+LARGEST_GROUP = 200
+CHANNEL = "milepost"
+NOTIFICATION_JOBS = 80  # times an id of 64 and a version: below PostgreSQL's 8,000 bytes
+
+T = TypeVar("T")
+Changes = dict[str, int]  # job id: its version now
+
+_UPDATE_ATTEMPT = (
+    update(attempts)
+    .where(attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number"))
+    .values({c.name: bindparam(c.name) for c in attempts.c if not c.primary_key})
+)
+_UPDATE_JOB = (
+    update(jobs)
+    .where(jobs.c.job_id == bindparam("b_job_id"))
+    .values(attempt=bindparam("attempt"), status=bindparam("status"))
+)
+
+
+class Transaction:
+    """A connection inside a transaction, and the changes that the streams are told of after it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.changes: Changes = {}
+        self._version = newest_version(connection) + 1
+        self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+
+    def receive(self, reports: Sequence[Report]) -> list[bool]:
+        """Take callbacks in, in this order; for each, whether it was a duplicate."""
+        current = self._current(reports)
+        duplicates = [True] * len(reports)
+        for wave in _waves(reports):
+            placed = {report.job_id: self._place(current[report.job_id], report) for _, report in wave}
+            kept = self._keep([report for _, report in wave], placed)
+            moves = []
+            for index, report in wave:
+                if report.job_id in kept:
+                    duplicates[index] = False
+                    target = placed[report.job_id]
+                    moves.append((current[report.job_id], target, receive(target, report)))
+            current |= {after.job_id: after for after in self.save(moves)}
+        return duplicates
+
+    def save(self, moves: Iterable[tuple[Attempt, Attempt, Attempt]]) -> list[Attempt]:
+        """Write attempts, each given as (the job's current one, itself as stored, itself as it is now).
+
+        Returns those that are their job's current ones now.
+        """
+        new: list[dict[str, Any]] = []
+        changed: list[dict[str, Any]] = []
+        shown, turned = [], []
+        for current, stored, after in moves:
+            is_current = after.number >= current.number
+            unseen = {
+                name: getattr(current, name) for name in ("heartbeat_sent_at", "contradicted", "version")
+            }
+            is_shown = is_current and replace(after, **unseen) != current
+            if not stored.version or is_shown:
+                after = replace(after, version=self._version)
+            if is_current:
+                shown.append(after)
+                if after.version == self._version:
+                    self.changes[after.job_id] = after.version
+                if (after.number, after.status) != (current.number, current.status):
+                    turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
+            (changed if stored.version else new).append(as_row(after))
+        if new:
+            self.connection.execute(self._insert(attempts), new)
+        if changed:
+            for row in changed:
+                row |= {"b_job_id": row.pop("job_id"), "b_number": row.pop("number")}
+            self.connection.execute(_UPDATE_ATTEMPT, changed)
+        if turned:
+            self.connection.execute(_UPDATE_JOB, turned)
+        return shown
+
+    def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
+        """Insert jobs (`job_id`, `agent_id`, `region`, `created_at`); the ids of those that were not there."""
+        fresh = [{"attempt": 1, "status": "queued", **row} for row in rows]
+        statement = self._insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
+        return {row.job_id for row in self.connection.execute(statement, fresh)}
+
+    def current(self, job_id: str) -> Attempt | None:
+        """A job's current attempt, locked; None for an unknown job."""
+        if not known_jobs(self.connection, [job_id]):
+            return None
+        row = self.connection.execute(current_attempts().where(jobs.c.job_id == job_id)).one()
+        return attempt_from(row)
+
+    def notify(self) -> None:
+        """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
+        if self.connection.dialect.name != "postgresql":
+            return
+        lines = [f"{job_id} {version}" for job_id, version in self.changes.items()]
+        for i in range(0, len(lines), NOTIFICATION_JOBS):
+            payload = "\n".join(lines[i : i + NOTIFICATION_JOBS])
+            self.connection.execute(select(func.pg_notify(CHANNEL, payload)))
+
+    def _current(self, reports: Sequence[Report]) -> dict[str, Attempt]:
+        """The current attempts of the reports' jobs, locked; unknown jobs are registered."""
+        first: dict[str, Report] = {}
+        for report in reports:
+            first.setdefault(report.job_id, report)
+        missing = sorted(first.keys() - known_jobs(self.connection, first))
+        if missing:
+            rows = [{"job_id": id, "created_at": first[id].arrived_at} for id in missing]
+            elsewhere = set(missing) - self.register(rows)  # by another process, meanwhile
+            known_jobs(self.connection, elsewhere)
+        found = self.connection.execute(current_attempts().where(jobs.c.job_id.in_(first)))
+        current = {row.job_id: attempt_from(row) for row in found}
+        return {id: current.get(id) or Attempt(id, 1, first[id].arrived_at) for id in first}
+
+    def _place(self, current: Attempt, report: Report) -> Attempt:
+        """`progress.place`, with the older attempts at hand where they matter."""
+        if report.run is None or report.run == current.run or not current.version:
+            return place([current], report)
+        return place(attempts_of(self.connection, report.job_id), report)
+
+    def _keep(self, reports: Iterable[Report], placed: dict[str, Attempt]) -> set[str]:
+        """Add one callback for each job; the jobs whose callback was not a repeat."""
+        rows = [
+            {
+                "job_id": report.job_id,
+                "number": placed[report.job_id].number,
+                "milestone": report.milestone,
+                "arrived_at": report.arrived_at,
+                "sent_at": report.sent_at,
+                "body": report.body,
+            }
+            for report in reports
+            if not is_stale(placed[report.job_id], report)
+        ]
+        if not rows:
+            return set()
+        statement = self._insert(callbacks).on_conflict_do_nothing().returning(callbacks.c.job_id)
+        return {row.job_id for row in self.connection.execute(statement, rows)}
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    report: Report
+    outcome: bool | Exception | None = None
+
+
+class Writer:
+    """Runs the transactions of this process, one at a time, and wakes the streams after each commit."""
+
+    def __init__(self, engine: Engine, wake: Callable[[Changes], None]) -> None:
+        self._engine = engine
+        self._wake = wake
+        self._one_at_a_time = Lock()
+        self._waiting: list[_Pending] = []
+        self._connection: Connection | None = None
+
+    def receive(self, report: Report) -> bool:
+        """Store a callback durably; whether it was a duplicate. Raises SQLAlchemyError: nothing is stored."""
+        pending = _Pending(report)
+        self._waiting.append(pending)
+        with self._one_at_a_time:
+            if pending.outcome is None:
+                group, self._waiting = self._waiting, []
+                self._receive_together(group)
+        if isinstance(pending.outcome, Exception):
+            raise pending.outcome
+        return bool(pending.outcome)
+
+    def run(self, change: Callable[[Transaction], T]) -> T:
+        """Run one other change in a transaction of its own; its errors are raised."""
+        with self._one_at_a_time:
+            outcome = self._transact(change)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _receive_together(self, group: list[_Pending]) -> None:
+        """One transaction for all; one each where something in one of them failed the others."""
+        reports = [pending.report for pending in group]
+        outcome = self._transact(lambda transaction: transaction.receive(reports))
+        if isinstance(outcome, Exception) and len(group) > 1 and not _is_unavailable(outcome):
+            for pending in group:
+                self._receive_together([pending])
+            return
+        outcomes: Sequence[bool | Exception] = (
+            [outcome] * len(group) if isinstance(outcome, Exception) else outcome
+        )
+        for pending, of_one in zip(group, outcomes, strict=True):
+            pending.outcome = of_one
+
+    def _transact(self, change: Callable[[Transaction], T]) -> T | Exception:
+        """What `change` returned, or raised, off the event loop where the database would block it."""
+        changes: Changes = {}
+
+        def committed() -> T | Exception:
+            try:
+                return self._commit(change, changes)
+            except Exception as error:  # into the greenlet that asked: the thread pool would print it
+                return error
+
+        off_loop = self._engine.dialect.name == "sqlite" and is_module_patched("threading")
+        outcome = get_hub().threadpool.apply(committed) if off_loop else committed()
+        if changes:
+            self._wake(changes)
+        return outcome
+
+    def _commit(self, change: Callable[[Transaction], T], changes: Changes, retry: bool = True) -> T:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._engine.connect().execution_options(writes=True)
+        try:
+            with self._connection.begin():
+                transaction = Transaction(self._connection)
+                result = change(transaction)
+                transaction.notify()
+        except DBAPIError as error:
+            self._connection.close()
+            if error.connection_invalidated and retry:  # the database was restarted meanwhile
+                return self._commit(change, changes, retry=False)
+            raise
+        changes |= transaction.changes
+        return result
+
+
+def _waves(reports: Sequence[Report]) -> list[list[tuple[int, Report]]]:
+    """The reports with their places, parted so that no part has two of one job."""
+    waves: list[list[tuple[int, Report]]] = []
+    depth: Counter[str] = Counter()
+    for index, report in enumerate(reports):
+        if depth[report.job_id] == len(waves):
+            waves.append([])
+        waves[depth[report.job_id]].append((index, report))
+        depth[report.job_id] += 1
+    return waves
+
+
+def _is_unavailable(error: Exception) -> bool:
+    """Whether it is the database's trouble, and not that of one callback."""
+    return isinstance(error, OperationalError | InterfaceError)

@@ -1,0 +1,91 @@
+"""The watcher's door: page, JSON, fragment and stream; the token is all that it takes."""
+
+import re
+from collections.abc import Callable, Iterator
+
+from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
+from sqlalchemy import Engine
+
+from .config import Settings
+from .live import Frame
+from .models import db
+from .parts import parts
+from .view import View, find
+
+bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
+
+
+def shared(token: str) -> View:
+    """What the token's job looks like now; a wrong or revoked token is a 404 like any other."""
+    job_id, link = parts().links.read(token) or abort(404)
+    view = find(db.session.connection(), job_id, parts().settings)
+    return view if view and view.link == link else abort(404)
+
+
+@bp.get("")
+def page(token: str) -> Response | str:
+    """The page; the same as JSON for who prefers that."""
+    view = shared(token)
+    kinds = request.accept_mimetypes
+    if kinds["application/json"] > kinds["text/html"]:
+        return jsonify(view.as_json())
+    return render_template("page.html", view=view, token=token)
+
+
+@bp.get("/steps")
+def steps(token: str) -> Response | tuple[str, int]:
+    """The fragment, or 204 while the version that the page shows is still current."""
+    view = shared(token)
+    if request.args.get("after") == view.version:
+        return "", 204
+    return Response(render_template("_steps.html", view=view))
+
+
+@bp.get("/events")
+def events(token: str) -> Response:
+    """The fragment at once and at every change, until the job is over."""
+    view = shared(token)
+    db.session.remove()  # a stream lasts; its connection must not
+    return Response(
+        _as_events(parts().live.frames(view.job_id), view.link),
+        mimetype="text/event-stream",
+        headers={"X-Accel-Buffering": "no"},
+    )
+
+
+def _as_events(frames: Iterator[Frame | None], link: int) -> Iterator[bytes]:
+    """Server-sent events, until the job is over or the link revoked."""
+    for frame in frames:
+        if frame is None:
+            yield b": still here\n\n"
+        elif frame.link == link:
+            yield frame.body or b""
+        else:
+            return
+
+
+def as_events(view: View, fragment: str) -> bytes:
+    """One state as the event `steps`, and `done` after the last.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html
+    """
+    data = "\n".join(f"data: {line}" for line in re.split(r"\r\n|\r|\n", fragment))
+    done = f"event: done\nid: {view.version}\ndata: over\n\n" if view.attempt.end else ""
+    return f"event: steps\nid: {view.version}\n{data}\n\n{done}".encode()
+
+
+def frame_maker(app: Flask, engine: Engine, settings: Settings) -> Callable[[str], Frame]:
+    """What `Live` makes a job's frames with, outside of any request."""
+    template = app.jinja_env.get_template("_steps.html")
+
+    def make(job_id: str) -> Frame:
+        with engine.connect() as connection:
+            view = find(connection, job_id, settings)
+        if view is None:  # pruned: no link is its link
+            return Frame(0, "", -1, None, True, None)
+        body = as_events(view, template.render(view=view))
+        return Frame(
+            view.attempt.version, view.version, view.link, view.changes_at, bool(view.attempt.end), body
+        )
+
+    return make
