@@ -43,9 +43,8 @@ def list_jobs(limit: int) -> None:
     newest = current_attempts().order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit)
     for row in db.session.execute(newest):
         view = view_of(row, parts().settings)
-        click.echo(
-            f"{iso(view.created_at)}  {view.status:12} {view.condition:6} {view.job_id}  {view.agent_id or '-'}"
-        )
+        agent = view.agent_id or "-"
+        click.echo(f"{iso(view.created_at)}  {view.status:12} {view.condition:6} {view.job_id}  {agent}")
 
 
 @click.command()

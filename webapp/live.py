@@ -85,9 +85,8 @@ class Live:
                         return
                     if topic.watchers == 1:  # ten thousand bodies would be more than all the rest
                         topic.frame = replace(frame, body=None)
-                elif not changed.wait(self._patience(topic)):
-                    if frame is None or not self._is_due(topic):
-                        yield None
+                elif not changed.wait(self._patience(topic)) and not self._is_due(topic):
+                    yield None
         finally:
             self._leave(job_id, topic)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
-    BigInteger,
-    Integer,
     JSON,
+    BigInteger,
     Connection,
     Index,
+    Integer,
     Row,
     Select,
     String,

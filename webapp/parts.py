@@ -27,4 +27,4 @@ class Parts:
 
 def parts() -> Parts:
     """The current app's parts."""
-    return cast(Parts, current_app.extensions["milepost"])
+    return cast("Parts", current_app.extensions["milepost"])

@@ -16,11 +16,10 @@ from sqlalchemy import Connection, Engine, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from .models import as_row, attempt_from, attempts, attempts_of, callbacks, current_attempts, jobs
-from .models import known_jobs, newest_version
+from . import models
+from .models import attempts, callbacks, jobs
 from .progress import Attempt, Report, is_stale, place, receive
 
-LARGEST_GROUP = 200
 CHANNEL = "milepost"
 NOTIFICATION_JOBS = 80  # times an id of 64 and a version: below PostgreSQL's 8,000 bytes
 
@@ -45,7 +44,7 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.changes: Changes = {}
-        self._version = newest_version(connection) + 1
+        self._version = models.newest_version(connection) + 1
         self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
     def receive(self, reports: Sequence[Report]) -> list[bool]:
@@ -86,7 +85,7 @@ class Transaction:
                     self.changes[after.job_id] = after.version
                 if (after.number, after.status) != (current.number, current.status):
                     turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
-            (changed if stored.version else new).append(as_row(after))
+            (changed if stored.version else new).append(models.as_row(after))
         if new:
             self.connection.execute(self._insert(attempts), new)
         if changed:
@@ -98,17 +97,17 @@ class Transaction:
         return shown
 
     def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
-        """Insert jobs (`job_id`, `agent_id`, `region`, `created_at`); the ids of those that were not there."""
+        """Insert jobs (`job_id`, `agent_id`, `region`, `created_at`); the ids of those that are new."""
         fresh = [{"attempt": 1, "status": "queued", **row} for row in rows]
         statement = self._insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
         return {row.job_id for row in self.connection.execute(statement, fresh)}
 
     def current(self, job_id: str) -> Attempt | None:
         """A job's current attempt, locked; None for an unknown job."""
-        if not known_jobs(self.connection, [job_id]):
+        if not models.known_jobs(self.connection, [job_id]):
             return None
-        row = self.connection.execute(current_attempts().where(jobs.c.job_id == job_id)).one()
-        return attempt_from(row)
+        row = self.connection.execute(models.current_attempts().where(jobs.c.job_id == job_id)).one()
+        return models.attempt_from(row)
 
     def notify(self) -> None:
         """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
@@ -124,20 +123,20 @@ class Transaction:
         first: dict[str, Report] = {}
         for report in reports:
             first.setdefault(report.job_id, report)
-        missing = sorted(first.keys() - known_jobs(self.connection, first))
+        missing = sorted(first.keys() - models.known_jobs(self.connection, first))
         if missing:
             rows = [{"job_id": id, "created_at": first[id].arrived_at} for id in missing]
             elsewhere = set(missing) - self.register(rows)  # by another process, meanwhile
-            known_jobs(self.connection, elsewhere)
-        found = self.connection.execute(current_attempts().where(jobs.c.job_id.in_(first)))
-        current = {row.job_id: attempt_from(row) for row in found}
+            models.known_jobs(self.connection, elsewhere)
+        found = self.connection.execute(models.current_attempts().where(jobs.c.job_id.in_(first)))
+        current = {row.job_id: models.attempt_from(row) for row in found}
         return {id: current.get(id) or Attempt(id, 1, first[id].arrived_at) for id in first}
 
     def _place(self, current: Attempt, report: Report) -> Attempt:
         """`progress.place`, with the older attempts at hand where they matter."""
         if report.run is None or report.run == current.run or not current.version:
             return place([current], report)
-        return place(attempts_of(self.connection, report.job_id), report)
+        return place(models.attempts_of(self.connection, report.job_id), report)
 
     def _keep(self, reports: Iterable[Report], placed: dict[str, Attempt]) -> set[str]:
         """Add one callback for each job; the jobs whose callback was not a repeat."""
