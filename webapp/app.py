@@ -5,7 +5,7 @@ from flask_migrate import Migrate
 from jinja2 import StrictUndefined
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import callbacks, cli, config, database, http, watch
+from . import api, callbacks, cli, config, database, http, watch
 from .live import Live
 from .models import db
 from .parts import Parts
@@ -37,7 +37,7 @@ def create_app() -> Flask:
         settings, ShareLinks(settings.secret_key), Writer(engine, live.wake), live
     )
     http.set_up(app, settings)
-    for door in (callbacks.bp, watch.bp):
+    for door in (callbacks.bp, watch.bp, api.bp):
         app.register_blueprint(door)
     for command in cli.COMMANDS:
         app.cli.add_command(command)

@@ -1,0 +1,113 @@
+"""The operator's door for machines: jobs as JSON, for who bears the operator token."""
+
+import binascii
+import hmac
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import Any
+
+from flask import Blueprint, Response, abort, jsonify, request
+from sqlalchemy import Row, Select, tuple_
+from werkzeug.datastructures import WWWAuthenticate
+
+from . import start
+from .models import current_attempts, db, jobs
+from .parts import parts
+from .progress import STATUSES
+from .report import BadReport, parse
+from .view import View, find, view_of
+
+LARGEST_BODY = 65_536
+LARGEST_PAGE = 200
+
+bp = Blueprint("api", __name__, url_prefix="/api/jobs")
+
+
+@bp.before_request
+def prove() -> None:
+    """Nothing is read before the token is seen to be right."""
+    request.max_content_length = LARGEST_BODY
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    right = parts().settings.operator_token.encode()
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), right):
+        abort(401, "the operator token is missing or wrong", www_authenticate=WWWAuthenticate("bearer"))
+
+
+@bp.post("")
+def create() -> Response:
+    """Start a job: 201, or 200 where it was started before."""
+    asked = start.read(parse(request.get_data()))
+    is_new = start.start(parts(), asked)
+    response = one(asked["job_id"])
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"{parts().settings.public_url}/api/jobs/{asked['job_id']}"
+    return response
+
+
+@bp.get("/<job_id>")
+def one(job_id: str) -> Response:
+    """One job."""
+    return jsonify(as_json(find(db.session.connection(), job_id, parts().settings) or abort(404)))
+
+
+@bp.get("")
+def several() -> Response:
+    """A page of jobs, newest first, and the mark of the next."""
+    limit = request.args.get("limit", "50")
+    if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
+        raise start.BadField(f"limit: not a whole number from 1 to {LARGEST_PAGE}")
+    status = request.args.get("status")
+    if status and status not in STATUSES:
+        raise start.BadField(f"status: not one of {', '.join(STATUSES)}")
+    found = newest(
+        int(limit) + 1, request.args.get("before"), status=status, agent_id=request.args.get("agent_id")
+    )
+    rows = db.session.execute(found).all()
+    views = [as_json(view_of(row, parts().settings)) for row in rows[: int(limit)]]
+    return jsonify(jobs=views, before=mark(rows[int(limit) - 1]) if len(rows) > int(limit) else None)
+
+
+def newest(limit: int, before: str | None, **columns: str | None) -> Select[Any]:
+    """Select jobs, newest first, whose columns have these values where one is given."""
+    found = current_attempts().order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit)
+    found = found.where(*(jobs.c[name] == value for name, value in columns.items() if value))
+    return (
+        found.where(tuple_(jobs.c.created_at, jobs.c.job_id) < tuple_(*_marked(before))) if before else found
+    )
+
+
+def mark(row: Row[Any]) -> str:
+    """The opaque mark of the page after this row."""
+    return urlsafe_b64encode(f"{row.created_at!r} {row.job_id}".encode()).decode()
+
+
+def _marked(before: str) -> tuple[float, str]:
+    try:
+        created_at, job_id = urlsafe_b64decode(before.encode()).decode().split(" ")
+        return float(created_at), job_id
+    except (ValueError, binascii.Error):
+        raise start.BadField("before: not the mark of a page") from None
+
+
+def as_json(view: View) -> dict[str, Any]:
+    """The watcher's JSON, and what is the operator's only."""
+    attempt = view.attempt
+    return view.as_json() | {
+        "progress_url": parts().progress_url(view.job_id, view.link),
+        "server_id": attempt.server_id,
+        "server_ip": attempt.server_ip,
+        "tailscale_ip": attempt.tailscale_ip,
+    }
+
+
+@bp.errorhandler(BadReport)
+@bp.errorhandler(start.BadField)
+def bad_field(error: ValueError) -> tuple[Response, int]:
+    """Name the field."""
+    return jsonify(error=str(error)), 400
+
+
+@bp.errorhandler(start.Conflict)
+def conflict(error: start.Conflict) -> tuple[Response, int]:
+    """Say what stands in the way."""
+    return jsonify(error=str(error)), 409
