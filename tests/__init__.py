@@ -1,0 +1,1 @@
+"""Tests that enter by the doors."""

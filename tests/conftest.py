@@ -1,0 +1,96 @@
+"""What the tests share: a server on each database, and a browser to watch it with."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser import launch_options
+from tests.milepost import Cluster, Server, new_job_id, postgresql
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database", choices=["sqlite", "postgresql"], default="sqlite")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A PostgreSQL of this run's own."""
+    with postgresql(_open(tmp_path_factory.mktemp("postgresql"))) as cluster:
+        yield cluster
+
+
+def _open(folder: Path) -> Path:
+    """Let PostgreSQL's user, who is not root, reach a folder of pytest's."""
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], str]:
+    """Makes empty databases, of the kind that this run tests on."""
+    if request.config.getoption("--database") == "postgresql":
+        cluster: Cluster = request.getfixturevalue("cluster")
+        return cluster.new_database
+    return lambda: f"sqlite:///{tmp_path_factory.mktemp('database')}/milepost.db"
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def _serve(new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    servers = []
+
+    def serve(**settings: str) -> Server:
+        server = Server(
+            tmp_path_factory.mktemp("server"), settings.pop("DATABASE_URL", "") or new_database(), **settings
+        )
+        servers.append(server)
+        server.flask("db", "upgrade")
+        server.start()
+        return server
+
+    yield serve
+    for server in servers:
+        server.stop()
+        assert "Traceback" not in server.log.read_text(), server.log.read_text()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def server(_serve: Serve) -> Server:
+    """The Milepost that most tests share; every job has an id of its own."""
+    return _serve()
+
+
+@pytest.fixture
+def serve(_serve: Serve) -> Iterator[Serve]:
+    """Starts a Milepost with other settings, for one test."""
+    started = []
+
+    def serve(**settings: str) -> Server:
+        started.append(_serve(**settings))
+        return started[-1]
+
+    yield serve
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def job_id() -> str:
+    """Of a job that nobody has heard of."""
+    return new_job_id()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real one, headless."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(**launch_options())
+        yield browser
+        browser.close()

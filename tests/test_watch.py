@@ -1,0 +1,66 @@
+"""The watcher's door over HTTP: JSON, fragment and stream."""
+
+import re
+
+import requests
+
+from tests.milepost import Server
+
+
+def token_of(link: str) -> str:
+    return link.rsplit("/", 1)[1]
+
+
+def test_a_wrong_token_is_a_404_like_any_other(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    nowhere = requests.get(f"{server.url}/p/nothing", timeout=30)
+    other = "B" if link[-1] != "B" else "C"
+    for wrong in (link[:-1] + other, link + "=", link[:-1], link.replace(job_id, f"{job_id}x")):
+        answer = requests.get(wrong, timeout=30)
+        assert (answer.status_code, answer.text) == (404, nowhere.text)
+
+
+def test_the_fragment_is_sent_unless_its_version_is_still_current(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    first = requests.get(f"{link}/steps", timeout=30)
+    version = re.search(r'data-version="([^"]+)"', first.text)
+    assert version
+    assert version[1] == server.page(job_id)["version"]
+    unchanged = requests.get(f"{link}/steps", params={"after": version[1]}, timeout=30)
+    assert (unchanged.status_code, unchanged.content) == (204, b"")
+    server.report(job_id, "vm_created")
+    assert requests.get(f"{link}/steps", params={"after": version[1]}, timeout=30).status_code == 200
+
+
+def test_the_stream_sends_each_change_and_ends_with_the_job(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    stream = server.events(job_id)
+    first = stream.next()
+    assert first["event"] == "steps"
+    assert 'data-step="creating" data-state="active"' in first["data"]
+    server.report(job_id, "vm_created")
+    second = stream.next()
+    assert 'data-step="installing" data-state="active"' in second["data"]
+    assert int(second["id"]) > int(first["id"])
+    server.report(job_id, "running")
+    last, done = stream.next(), stream.next()
+    assert 'data-status="running"' in last["data"]
+    assert done["event"] == "done"
+    assert list(stream) == []
+
+
+def test_no_page_keeps_or_leaks_the_token(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    for path in ("", "/steps", "/events"):
+        with requests.get(link + path, stream=True, timeout=30) as answer:
+            headers = answer.headers
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert not re.search(r"\d", headers["Server"])
+        assert "Set-Cookie" not in headers
+    assert token_of(link) not in server.log.read_text()
