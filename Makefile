@@ -32,6 +32,7 @@ screenshots: .venv/development browser ## the pages in every state, into .screen
 lock: .venv/development ## take the newest versions that fit
 	$(BIN)/uv pip compile --upgrade --generate-hashes --universal --no-header -q pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --upgrade --generate-hashes --universal --no-header -q pyproject.toml --group dev -o requirements-dev.txt
+	for group in provisioning configuration; do $(BIN)/uv pip compile --generate-hashes --universal --no-header -q --group $$group -c requirements-dev.txt -o .github/provisioning/requirements-$$group.txt; done
 
 browser: .venv/development
 	@$(BIN)/python -m tests.browser

@@ -173,9 +173,7 @@ def test_an_address_nobody_can_have_is_not_tried_again(url: str) -> None:
         "x",
     ],
 )
-def test_signs_nothing_for_a_receiver_outside_the_allowed_origin(
-    receiver: Receiver, allowed: str
-) -> None:
+def test_signs_nothing_for_a_receiver_outside_the_allowed_origin(receiver: Receiver, allowed: str) -> None:
     log = send(CALLBACK_URL=receiver.url, CALLBACK_ORIGIN=allowed, STATUS="running")
     assert "outside CALLBACK_ORIGIN" in log
     assert receiver.got.empty()
@@ -184,9 +182,7 @@ def test_signs_nothing_for_a_receiver_outside_the_allowed_origin(
 def test_a_name_before_an_at_sign_is_no_origin(receiver: Receiver) -> None:
     disguised = receiver.url.replace("127.0.0.1", "milepost.example@127.0.0.1")
     port = receiver.url.split(":")[2].split("/")[0]
-    log = send(
-        CALLBACK_URL=disguised, CALLBACK_ORIGIN=f"http://milepost.example:{port}", STATUS="running"
-    )
+    log = send(CALLBACK_URL=disguised, CALLBACK_ORIGIN=f"http://milepost.example:{port}", STATUS="running")
     assert "outside CALLBACK_ORIGIN" in log
     assert receiver.got.empty()
 
