@@ -52,6 +52,8 @@ def sign(body: bytes, key: str = KEY) -> str:
 class Server:
     """One Milepost on a port and a database of its own; `settings` are its environment."""
 
+    app = "wsgi:app"
+
     def __init__(self, folder: Path, database_url: str, **settings: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -78,7 +80,7 @@ class Server:
         )
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", "wsgi:app"]
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", self.app]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=self.environ, stdout=log, stderr=log, start_new_session=True

@@ -6,11 +6,12 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
-from flask import Blueprint, Response, abort, jsonify, request
+from flask import Blueprint, Response, abort, g, jsonify, request
 from sqlalchemy import Row, Select, tuple_
 from werkzeug.datastructures import WWWAuthenticate
 
 from . import start
+from .dispatch import Refused
 from .models import current_attempts, db, jobs
 from .parts import parts
 from .progress import STATUSES
@@ -37,10 +38,29 @@ def prove() -> None:
 def create() -> Response:
     """Start a job: 201, or 200 where it was started before."""
     asked = start.read(parse(request.get_data()))
-    is_new = start.start(parts(), asked)
-    response = one(asked["job_id"])
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"{parts().settings.public_url}/api/jobs/{asked['job_id']}"
+    try:
+        status = 201 if start.start(parts(), asked) else 200
+    except Refused:  # the job's own error says why
+        status = 502
+    return _at(asked["job_id"], status)
+
+
+@bp.post("/<job_id>/retry")
+def retry(job_id: str) -> Response:
+    """Open a new attempt of a failed, cancelled or lost job."""
+    try:
+        start.retry(parts(), job_id)
+    except LookupError:
+        abort(404)
+    except Refused:
+        return _at(job_id, 502)
+    return _at(job_id, 200)
+
+
+def _at(job_id: str, status: int) -> Response:
+    response = one(job_id)
+    response.status_code = status
+    response.headers["Location"] = f"{parts().settings.public_url}/api/jobs/{job_id}"
     return response
 
 
@@ -104,10 +124,12 @@ def as_json(view: View) -> dict[str, Any]:
 @bp.errorhandler(start.BadField)
 def bad_field(error: ValueError) -> tuple[Response, int]:
     """Name the field."""
-    return jsonify(error=str(error)), 400
+    g.cause = str(error)
+    return jsonify(error=g.cause), 400
 
 
 @bp.errorhandler(start.Conflict)
 def conflict(error: start.Conflict) -> tuple[Response, int]:
     """Say what stands in the way."""
-    return jsonify(error=str(error)), 409
+    g.cause = str(error)
+    return jsonify(error=g.cause), 409

@@ -5,7 +5,7 @@ from flask_migrate import Migrate
 from jinja2 import StrictUndefined
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import api, callbacks, cli, config, database, http, watch
+from . import api, assets, callbacks, cli, config, database, http, logs, picture, watch, words
 from .live import Live
 from .models import db
 from .parts import Parts
@@ -36,7 +36,10 @@ def create_app() -> Flask:
     app.extensions["milepost"] = Parts(
         settings, ShareLinks(settings.secret_key), Writer(engine, live.wake), live
     )
+    logs.set_up(app)
     http.set_up(app, settings)
+    assets.set_up(app)
+    app.jinja_env.globals.update(words.FOR_TEMPLATES, **picture.FOR_TEMPLATES)
     for door in (callbacks.bp, watch.bp, api.bp):
         app.register_blueprint(door)
     for command in cli.COMMANDS:

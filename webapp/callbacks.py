@@ -1,17 +1,21 @@
 """The machine's door: prove, then parse, then store; answered only once it is on disk."""
 
+from contextlib import suppress
 from time import time
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, g, jsonify, request
 from gevent import Timeout
 
+from . import witness
+from .config import CALLBACK_PATH
 from .parts import parts
 from .report import BadReport, parse, read, sent_at
 from .signing import is_signed
 
-PATH = "/api/webhooks/github"
+PATH = CALLBACK_PATH
 LARGEST_BODY = 65_536
-DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset
+DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset,
+DRAINED_WITHIN = 1.0  # but who waits for the answer before sending must get it too
 SLOWEST_BODY = 30.0  # seconds
 
 bp = Blueprint("callbacks", __name__)
@@ -28,9 +32,11 @@ class Refused(Exception):
 @bp.post(PATH, provide_automatic_options=False)
 def receive() -> Response:
     """Take one callback in; nothing is stored by anything but a 200."""
+    if event := request.headers.get("X-GitHub-Event"):
+        return _delivery(event)
     settings = parts().settings
     arrived_at = time()
-    body = _body()
+    body = _body(LARGEST_BODY)
     signature = request.headers.get("X-Signature", "")
     if not is_signed(body, signature, settings.callback_keys):
         raise Refused(401, "the signature is missing or wrong")
@@ -44,18 +50,27 @@ def receive() -> Response:
     return jsonify(received=True, duplicate=duplicate)
 
 
-def _body() -> bytes:
+def _delivery(event: str) -> Response:
+    """GitHub's own word of its runs, under a key of its own."""
+    body, keys = _body(witness.LARGEST_DELIVERY), parts().settings.webhook_keys
+    if not is_signed(body, request.headers.get("X-Hub-Signature-256", ""), keys):
+        raise Refused(401, "the signature is missing or wrong, or GITHUB_WEBHOOK_SECRET is not set")
+    return jsonify(received=True, jobs=witness.deliver(parts(), event, parse(body)))
+
+
+def _body(largest: int) -> bytes:
     """The raw body, read whole or refused; Flask would cut a chunked one at its limit."""
     try:
         with Timeout(SLOWEST_BODY, TimeoutError):
-            body = b"" if (request.content_length or 0) > LARGEST_BODY else _read(LARGEST_BODY + 1)
-            too_large = len(body) > LARGEST_BODY or (request.content_length or 0) > LARGEST_BODY
-            if too_large:
+            body = b"" if (request.content_length or 0) > largest else _read(largest + 1)
+            too_large = len(body) > largest or (request.content_length or 0) > largest
+        if too_large:
+            with suppress(TimeoutError), Timeout(DRAINED_WITHIN, TimeoutError):
                 _read(DRAINED)
     except Exception as error:  # each server has its own for a body that breaks off or is badly chunked
         raise Refused(400, "the body did not arrive whole") from error
     if too_large:
-        raise Refused(413, f"the body is larger than {LARGEST_BODY} bytes")
+        raise Refused(413, f"the body is larger than {largest} bytes")
     return body
 
 
@@ -79,6 +94,7 @@ def bad_report(error: BadReport) -> Response:
 
 
 def _say(status: int, reason: str) -> Response:
+    g.cause = reason
     response = jsonify(error=reason)
     response.status_code = status
     return response

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTANCE = ROOT / "instance"
 SECRETS = ("GITHUB_CALLBACK_SECRET", "SECRET_KEY", "OPERATOR_TOKEN")
 SHORTEST_SECRET = 16
+CALLBACK_PATH = "/api/webhooks/github"
 
 T = TypeVar("T")
 
@@ -52,6 +53,11 @@ class Settings:
     def can_dispatch(self) -> bool:
         """Whether GitHub may be asked to run a job."""
         return bool(self.dispatch_token and self.dispatch_repository)
+
+    @property
+    def callback_url(self) -> str:
+        """Where workflows are told to report."""
+        return self.public_url + CALLBACK_PATH
 
 
 def load(environ: Mapping[str, str]) -> Settings:

@@ -94,6 +94,7 @@ class Attempt(Base):
             postgresql_where=text('"end" IS NULL'),
         ),
         Index("attempts_ended", "end", "ended_at"),
+        Index("attempts_by_run", "run_id"),
     )
 
 

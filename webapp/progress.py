@@ -183,10 +183,21 @@ def receive(attempt: Attempt, report: Report) -> Attempt:
         return _ended(attempt, report) if is_end else attempt
     if not is_end:
         return _timed(attempt, report)
-    contradicted = replace(attempt, contradicted=attempt.end != "refused")
+    if attempt.end not in ("refused", report.milestone):
+        attempt = replace(attempt, contradicted=True)
     if _is_newer(report, attempt):
-        return _ended(_heard(_timed(contradicted, report), report), report)
-    return contradicted
+        return _ended(_heard(_timed(attempt, report), report), report)
+    return attempt
+
+
+def testify(attempt: Attempt, report: Report, state: str) -> Attempt:
+    """The attempt after GitHub's own word of its run, which ends what callbacks left open and no more.
+
+    `state` is the run's, as "in_progress" or "completed: failure"; the report has no `sent_at`.
+    """
+    if state.startswith("completed") or not (attempt.witness or "").startswith("completed"):
+        attempt = replace(attempt, witness=state, witnessed_at=report.arrived_at)
+    return attempt if attempt.end or not report.milestone else _ended(_timed(attempt, report), report)
 
 
 def _timed(attempt: Attempt, report: Report) -> Attempt:

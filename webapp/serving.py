@@ -9,7 +9,11 @@ monkey.patch_all()  # before anything that takes a lock or a socket is imported
 
 import resource
 import sys
+from typing import Any
 
+import gevent
+
+from . import witness
 from .config import environment, load
 
 settings = load(environment())  # here, or the master would restart failing workers for ever
@@ -26,3 +30,9 @@ control_socket_disable = True
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a stream is an open file
 sys.setswitchinterval(0.0005)  # the writer's thread takes turns with the event loop
+
+
+def post_worker_init(worker: Any) -> None:
+    """In each process: ask GitHub about the runs that have gone silent."""
+    if settings.can_dispatch:
+        gevent.spawn(witness.ask_for_ever, worker.wsgi.extensions["milepost"])

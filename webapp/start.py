@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from time import time
 from typing import Any
 
@@ -10,7 +11,8 @@ from sqlalchemy import func, select
 
 from . import progress
 from .config import Settings
-from .models import attempt_from, current_attempts, jobs
+from .dispatch import BOUND, Refused, dispatch, find_run
+from .models import attempt_from, attempts_of, current_attempts, jobs
 from .parts import Parts
 from .report import JOB_ID
 from .store import Transaction
@@ -50,24 +52,126 @@ def _name(given: Mapping[str, Any], name: str) -> str | None:
     return value
 
 
+@dataclass(frozen=True)
+class Due:
+    """A dispatch that has to be made; `since` is when one of unknown outcome may have been made."""
+
+    job_id: str
+    number: int
+    inputs: dict[str, str]
+    since: float | None
+    known_runs: set[str]
+
+
 def start(parts: Parts, asked: Mapping[str, Any]) -> bool:
-    """Register the job that was `read`; whether it is new. Raises Conflict."""
-    return parts.writer.run(lambda transaction: _register(transaction, parts.settings, asked))
+    """Register the job that was `read` and dispatch it once; whether it is new. Raises Conflict, Refused."""
+    is_new, due = parts.writer.run(lambda transaction: _register(transaction, parts.settings, asked))
+    if due:
+        _dispatch(parts, due)
+    return is_new
 
 
-def _register(transaction: Transaction, settings: Settings, asked: Mapping[str, Any]) -> bool:
+def retry(parts: Parts, job_id: str) -> None:
+    """Open a new attempt of a job that failed or is lost, and dispatch it.
+
+    Raises LookupError, Conflict, Refused.
+    """
+    _dispatch(parts, parts.writer.run(lambda transaction: _reopen(transaction, parts.settings, job_id)))
+
+
+def _register(
+    transaction: Transaction, settings: Settings, asked: Mapping[str, Any]
+) -> tuple[bool, Due | None]:
     job_id, now = asked["job_id"], time()
-    if transaction.current(job_id):
-        return False
-    if asked["dispatch"] and not settings.can_dispatch:
-        raise Conflict("set DISPATCH_TOKEN and DISPATCH_REPOSITORY, or ask with dispatch: false")
+    if current := transaction.current(job_id):
+        return False, _resume(transaction, settings, current, now)
+    if asked["dispatch"]:
+        _can_dispatch(settings)
     _only_one(transaction, settings, job_id, asked["agent_id"])
     row = {name: asked[name] for name in ("job_id", "agent_id", "region")} | {"created_at": now}
-    if not transaction.register([row]):
-        return False
-    first = progress.Attempt(job_id, 1, now)
+    if not transaction.register([row]):  # another process has, meanwhile
+        return False, None
+    first = progress.Attempt(job_id, 1, now, asked_at=now if asked["dispatch"] else None)
     transaction.save([(first, first, first)])
-    return True
+    return True, _due(transaction, settings, first, None) if asked["dispatch"] else None
+
+
+def _resume(
+    transaction: Transaction, settings: Settings, current: progress.Attempt, now: float
+) -> Due | None:
+    """Claim the dispatch of a process that died before it stored the outcome."""
+    unknown = not current.end and current.heard_at is None and current.run is None
+    if not unknown or current.asked_at is None or now - current.asked_at < BOUND:
+        return None
+    transaction.save([(current, current, replace(current, asked_at=now))])
+    return _due(transaction, settings, current, current.opened_at)
+
+
+def _reopen(transaction: Transaction, settings: Settings, job_id: str) -> Due:
+    now, current = time(), transaction.current(job_id)
+    if current is None:
+        raise LookupError(job_id)
+    condition = progress.condition(current, now, settings.quiet_after, settings.lost_after)
+    if current.status != "failed" and condition != "lost":
+        raise Conflict(f"the job {job_id} is {current.status}: only a failed or lost one can be retried")
+    _can_dispatch(settings)
+    after = progress.Attempt(job_id, current.number + 1, now, asked_at=now)
+    due = _due(transaction, settings, after, current.opened_at if current.end == "refused" else None)
+    _only_one(transaction, settings, job_id, due.inputs["agent_id"])
+    transaction.save([(current, after, after)])
+    return due
+
+
+def _can_dispatch(settings: Settings) -> None:
+    if not settings.can_dispatch:
+        raise Conflict("set DISPATCH_TOKEN and DISPATCH_REPOSITORY, or ask with dispatch: false")
+
+
+def _due(transaction: Transaction, settings: Settings, attempt: progress.Attempt, since: float | None) -> Due:
+    job = transaction.connection.execute(select(jobs).where(jobs.c.job_id == attempt.job_id)).one()
+    if job.agent_id is None:
+        raise Conflict(f"callbacks registered the job {job.job_id}: nobody said which agent it is for")
+    inputs = {
+        "job_id": job.job_id,
+        "agent_id": job.agent_id,
+        "region": job.region or "",
+        "callback_url": settings.callback_url,
+    }
+    known = {each.run_id for each in attempts_of(transaction.connection, job.job_id) if each.run_id}
+    return Due(job.job_id, attempt.number, inputs, since, known)
+
+
+def _dispatch(parts: Parts, due: Due) -> None:
+    """Ask GitHub, outside of any transaction, and store what it said; raises Refused."""
+    settings, run, refusal = parts.settings, {}, None
+    try:
+        if due.since:
+            run = find_run(settings, due.job_id, due.since, due.known_runs)
+        run = run or dispatch(settings, due.inputs)
+    except Refused as refused:
+        refusal = refused
+    is_refused = parts.writer.run(
+        lambda transaction: conclude(transaction, due.job_id, due.number, run, refusal)
+    )
+    if refusal and is_refused:
+        raise refusal
+
+
+def conclude(
+    transaction: Transaction, job_id: str, number: int, run: Mapping[str, Any], refusal: Exception | None
+) -> bool:
+    """Store a dispatch's outcome; whether the attempt failed by it: not one that was heard of meanwhile."""
+    current = transaction.current(job_id)
+    if current is None or current.number != number or (refusal and (current.heard_at or current.end)):
+        return False
+    if refusal:
+        after = replace(current, end="refused", ended_at=time(), error=str(refusal))
+    else:
+        after = replace(current, taken_at=time(), run_url=run.get("html_url"))
+        if not current.run and (run_id := run.get("workflow_run_id") or run.get("id")):
+            after = replace(after, run_id=str(run_id), run_attempt=str(run.get("run_attempt", 1)))
+    transaction.save([(current, current, after)])
+    return after.end == "refused"
 
 
 def _only_one(transaction: Transaction, settings: Settings, job_id: str, agent_id: str) -> None:

@@ -17,11 +17,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from . import models
+from .forecast import usual
 from .models import attempts, callbacks, jobs
 from .progress import Attempt, Report, is_stale, place, receive
 
 CHANNEL = "milepost"
 NOTIFICATION_JOBS = 80  # times an id of 64 and a version: below PostgreSQL's 8,000 bytes
+# What no watcher is shown; the operator's page takes it in at its next look.
+UNSEEN = ("heartbeat_sent_at", "contradicted", "version", "asked_at", "witness", "witnessed_at")
 
 T = TypeVar("T")
 Changes = dict[str, int]  # job id: its version now
@@ -73,12 +76,12 @@ class Transaction:
         shown, turned = [], []
         for current, stored, after in moves:
             is_current = after.number >= current.number
-            unseen = {
-                name: getattr(current, name) for name in ("heartbeat_sent_at", "contradicted", "version")
-            }
+            unseen = {name: getattr(current, name) for name in UNSEEN}
             is_shown = is_current and replace(after, **unseen) != current
             if not stored.version or is_shown:
                 after = replace(after, version=self._version)
+            if not stored.version:
+                after = replace(after, usual=usual(self.connection))
             if is_current:
                 shown.append(after)
                 if after.version == self._version:

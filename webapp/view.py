@@ -1,16 +1,16 @@
 """What is shown of a job: one value behind the page, the fragment, the stream and the JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from time import time
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, select
 
 from . import progress
 from .config import Settings
-from .models import attempt_from, current_attempts, jobs
+from .models import STATE, attempt_from, attempts, current_attempts, jobs
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class View:
     attempt: progress.Attempt
     now: float
     settings: Settings
+    newest: int = 0
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether a newer attempt has taken this one's place."""
+        return self.attempt.number < self.newest
 
     @property
     def status(self) -> str:
@@ -33,7 +39,9 @@ class View:
 
     @cached_property
     def condition(self) -> str:
-        """One of progress.CONDITIONS."""
+        """One of progress.CONDITIONS; nothing more is expected of an attempt that was superseded."""
+        if self.is_superseded:
+            return "over"
         return progress.condition(self.attempt, self.now, self.settings.quiet_after, self.settings.lost_after)
 
     @cached_property
@@ -111,6 +119,7 @@ def view_of(row: Row[Any], settings: Settings) -> View:
         attempt_from(row),
         time(),
         settings,
+        row.attempt,
     )
 
 
@@ -118,3 +127,11 @@ def find(connection: Connection, job_id: str, settings: Settings) -> View | None
     """A job's view as of now, or None."""
     row = connection.execute(current_attempts().where(jobs.c.job_id == job_id)).one_or_none()
     return view_of(row, settings) if row else None
+
+
+def find_attempt(connection: Connection, view: View, number: int) -> View | None:
+    """One attempt of the job that `view` shows, or None."""
+    row = connection.execute(
+        select(*STATE).where(attempts.c.job_id == view.job_id, attempts.c.number == number)
+    ).one_or_none()
+    return replace(view, attempt=attempt_from(row)) if row else None

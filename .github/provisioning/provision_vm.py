@@ -79,8 +79,7 @@ def destroy() -> None:
         server = f"Server {setting('SERVER_ID', '')}".strip()
         output(result=f"{server} may be left behind: look for the label {LABEL}={job_id}.")
         raise ProvisioningError(f"the server could not be deleted: {problem}") from problem
-    finally:
-        leave_network(job_id)
+    leave_network(job_id)  # last: a server that is still there can then be adopted by a re-run
     output(server_id="", result="The server was deleted." if gone else "No server was left behind.")
 
 

@@ -1,0 +1,27 @@
+"""A floor: the product's app with a route that verifies and reads a callback, and stores nothing."""
+
+from time import time
+
+from flask import Response, jsonify, request
+
+from webapp import callbacks
+from webapp.app import create_app
+from webapp.parts import parts
+from webapp.report import BadReport, parse, read, sent_at
+from webapp.signing import is_signed
+
+app = create_app()
+app.view_functions["callbacks.receive"] = lambda: verify()
+
+
+def verify() -> Response:
+    arrived_at = time()
+    body = callbacks._body(callbacks.LARGEST_BODY)
+    settings = parts().settings
+    if not is_signed(body, request.headers.get("X-Signature", ""), settings.callback_keys):
+        raise callbacks.Refused(401, "the signature is missing or wrong")
+    fields = parse(body)
+    if abs(arrived_at - (sent_at(fields) or arrived_at)) > settings.callback_max_skew:
+        raise BadReport("sent_at")
+    read(fields, body, arrived_at)
+    return jsonify(received=True, duplicate=False)

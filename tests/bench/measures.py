@@ -1,0 +1,306 @@
+"""What is measured, one function each; every one starts the Milepost that it measures."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import create_engine, func, select
+
+from tests.bench import floors, growth
+from tests.bench.client import (
+    MILESTONES,
+    Client,
+    Load,
+    cpu_seconds,
+    heartbeat,
+    median,
+    milestone,
+    new_jobs,
+    quantile,
+    request,
+    resident,
+    workers_of,
+)
+from tests.milepost import OPERATOR_TOKEN, Server, postgresql
+from webapp import models
+from webapp.signing import ShareLinks
+
+STEADY_RATE = 400  # callbacks a second: what 10,000 jobs send
+SCREEN_RATE = 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the table; `goal` is the bound that issue or README give it, if any."""
+
+    measure: str
+    name: str
+    value: float
+    unit: str
+    goal: str = ""
+
+
+Figures = Iterator[Figure]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How large: `watchers` and durations at scale 1 are those of the goals."""
+
+    scale: float
+    folder: Path
+
+    @property
+    def watchers(self) -> int:
+        return max(int(10_000 * self.scale), 10)
+
+    def seconds(self, at_scale_1: float, least: float = 2.0) -> float:
+        return max(at_scale_1 * self.scale, least)
+
+    @contextmanager
+    def milepost(
+        self, database: str = "sqlite", workers: int = 1, app: str = "wsgi:app"
+    ) -> Iterator["Milepost"]:
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        if database == "sqlite":
+            with Milepost(folder, f"sqlite:///{folder}/milepost.db", workers, app) as milepost:
+                yield milepost
+            return
+        folder.chmod(0o755)
+        with (
+            postgresql(folder) as cluster,
+            Milepost(folder, cluster.new_database(), workers, app) as milepost,
+        ):
+            yield milepost
+
+
+class Milepost(Server):
+    """The product as it is served, and a client to load it with."""
+
+    def __init__(self, folder: Path, database_url: str, workers: int, app: str) -> None:
+        super().__init__(folder, database_url, WEB_CONCURRENCY=str(workers))
+        self.app = app
+        self._links = ShareLinks(self.environ["SECRET_KEY"])
+
+    def __enter__(self) -> "Milepost":
+        self.flask("db", "upgrade")
+        self.start()
+        self.client = Client(self.port)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.stop()
+
+    def path(self, job_id: str) -> str:
+        return f"/p/{self._links.token(job_id)}"
+
+    def jobs(self, count: int) -> list[str]:
+        """Jobs that have begun."""
+        names = [f"job-{number}" for number in range(count)]
+        load = self.client.storm((milestone(name, "provisioning") for name in names), 600)
+        assert (len(load.latencies), load.errors) == (count, 0)
+        return names
+
+    def watch(self, names: list[str]) -> None:
+        self.client.open_streams([self.path(name) for name in names])
+        self.client.listen(1.0)
+        self.client.arrivals.clear()
+
+
+def callbacks(bench: Bench) -> Figures:
+    """Callbacks stored per second, beside the route that only verifies and raw sqlite3."""
+    seconds, rounds = bench.seconds(10), 3
+    with bench.milepost() as product, bench.milepost(app="tests.bench.floor:app") as floor:
+        names, sent = product.jobs(2000), 2000
+        kinds: dict[str, Callable[[str], Iterator[bytes]]] = {
+            "milestones of new jobs": lambda prefix: new_jobs(prefix, int(1000 * seconds)),
+            "heartbeats": lambda _: (heartbeat(names[n % 2000]) for n in range(int(5000 * seconds))),
+        }
+        for kind, requests in kinds.items():
+            loads: dict[Server, list[Load]] = {product: [], floor: []}
+            for turn in range(rounds):
+                for server in (floor, product):
+                    ready = list(requests(f"{kind[:4]}-{turn}"))
+                    loads[server].append(server.client.storm(ready, seconds))
+            sent += sum(len(load.latencies) for load in loads[product])
+            yield from _beside(kind, loads[product], loads[floor])
+        yield Figure("callbacks", "acknowledged, but not in the database", sent - _rows(product), "", "= 0")
+        database = Path(product.database_url.removeprefix("sqlite:///"))
+        product.stop()
+        for group in (1, 32):
+            rate = floors.raw_sqlite(database, seconds, group)
+            yield Figure("callbacks", f"floor: raw sqlite3, {group} a commit", rate, "/s")
+
+
+def _beside(kind: str, product: list[Load], floor: list[Load]) -> Figures:
+    rate, verified = (median(load.rate for load in loads) for loads in (product, floor))
+    half, most = (median(load.quantile(share) for load in product) * 1000 for share in (0.5, 0.99))
+    floor_most = median(load.quantile(0.99) for load in floor) * 1000
+    yield Figure("callbacks", f"{kind}: stored", rate, "/s")
+    yield Figure("callbacks", f"{kind}: floor: only verified", verified, "/s")
+    yield Figure("callbacks", f"{kind}: stored of verified", 100 * rate / verified, "%", ">= 60")
+    yield Figure("callbacks", f"{kind}: p50", half, "ms")
+    yield Figure("callbacks", f"{kind}: p99", most, "ms")
+    yield Figure("callbacks", f"{kind}: p99 of p50", most / half, "x", "<= 3")
+    yield Figure("callbacks", f"{kind}: floor: p99", floor_most, "ms")
+    yield Figure("callbacks", f"{kind}: errors", sum(load.errors for load in product), "", "= 0")
+
+
+def _rows(server: Server) -> int:
+    engine = create_engine(server.database_url)
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(models.callbacks)).scalar_one()
+
+
+def screen(bench: Bench) -> Figures:
+    """Callback to screen: watchers with a job each, one and two workers, on both databases."""
+    yield from _screen(bench, "sqlite", 1, {"same": "<= 25"})
+    yield from _screen(bench, "sqlite", 2, {"across": "<= 30"})
+    yield from _screen(bench, "postgresql", 1, {"same": "<= 25"})
+    yield from _screen(bench, "postgresql", 2, {"across": "<= 15"})
+
+
+def _screen(bench: Bench, database: str, workers: int, goals: dict[str, str]) -> Figures:
+    measure = f"screen, {database}, {workers} worker{'s' * (workers > 1)}"
+    with bench.milepost(database, workers) as milepost:
+        client, names = milepost.client, milepost.jobs(bench.watchers)
+        milepost.watch(names)
+        count = int(SCREEN_RATE * bench.seconds(30, 5))
+        stride = max(len(names) // count, 1)
+        chosen = [number * stride % len(names) for number in range(count)]
+        load = client.pace([heartbeat(names[n]) for n in chosen], SCREEN_RATE)
+        client.listen(10, until=count)
+        ports = client.stream_ports()
+        owner = workers_of(
+            {*ports.values(), *(sent.port for sent in client.sent)}, milepost.workers(), milepost.port
+        )
+        arrived: dict[int, list[float]] = {}
+        for arrival in client.arrivals:
+            arrived.setdefault(arrival.stream, []).append(arrival.at)
+        taken: dict[str, list[float]] = {"same": [], "across": []}
+        missed = 0
+        for sent in client.sent:
+            stream = chosen[sent.tag]
+            if not arrived.get(stream):
+                missed += 1
+                continue
+            where = "same" if owner.get(ports[stream]) == owner.get(sent.port) else "across"
+            taken[where].append((arrived[stream].pop(0) - sent.at) * 1000)
+    for where, times in taken.items():
+        if times:
+            label = f"{where} worker" if where == "same" else "across workers"
+            yield Figure(measure, f"{label}: p50", quantile(times, 0.5), "ms")
+            yield Figure(measure, f"{label}: p99", quantile(times, 0.99), "ms", goals.get(where, ""))
+            yield Figure(measure, f"{label}: max of {len(times)}", max(times), "ms")
+    yield Figure(measure, "fragments missed", missed, "", "= 0")
+    yield Figure(measure, "errors", load.errors, "", "= 0")
+
+
+def one_job(bench: Bench) -> Figures:
+    """One job with all of the watchers, beside a bare epoll loop that writes the same bytes."""
+    with bench.milepost() as milepost:
+        client, name = milepost.client, milepost.jobs(1)[0]
+        milepost.watch([name] * bench.watchers)
+        taken, missed = [], 0
+        for step in (*MILESTONES[1:], "running"):
+            client.arrivals.clear()
+            client.pace([milestone(name, step)], 1)
+            client.listen(60, until=bench.watchers)
+            taken.append(max(a.at for a in client.arrivals) - client.sent[-1].at)
+            missed += bench.watchers - len({a.stream for a in client.arrivals})
+            client.listen(0.5)
+    bare = floors.bare_stream(bench.watchers, b"x" * len(milepost.path(name)) * 16)
+    yield Figure("one job", f"all {bench.watchers} have it, median", median(taken) * 1000, "ms")
+    yield Figure("one job", "worst", max(taken) * 1000, "ms")
+    yield Figure("one job", "floor: bare epoll loop, median", median(bare) * 1000, "ms")
+    yield Figure("one job", "of the bare loop", median(taken) / median(bare), "x", "<= 5")
+    yield Figure("one job", "versions missed", missed, "", "= 0")
+
+
+def watchers(bench: Bench) -> Figures:
+    """What open streams cost: memory, processor time at rest, callbacks beside them, for long."""
+    seconds = bench.seconds(10)
+    with bench.milepost() as milepost:
+        client, names = milepost.client, milepost.jobs(bench.watchers)
+        milepost.watch(names[:1])
+        before = [client.storm(list(new_jobs(f"alone-{n}", int(700 * seconds))), seconds) for n in range(3)]
+        client.listen(2)
+        memory = resident(milepost.workers())
+        milepost.watch(names[1:])
+        each = (resident(milepost.workers()) - memory) / max(len(names) - 1, 1)
+        yield Figure("watchers", f"memory each, of {len(names)}", each / 1024, "KiB", "<= 24")
+        beside = [client.storm(list(new_jobs(f"beside-{n}", int(700 * seconds))), seconds) for n in range(3)]
+        alone, busy = (median(load.rate for load in loads) for loads in (before, beside))
+        yield Figure("watchers", "callbacks with none open", alone, "/s")
+        yield Figure("watchers", f"callbacks with {len(names)} idle", busy, "/s")
+        yield Figure("watchers", "of that with none", 100 * busy / alone, "%", ">= 75")
+        rest = bench.seconds(30, 20)
+        start = cpu_seconds(milepost.workers())
+        client.listen(rest)
+        spent = 100 * (cpu_seconds(milepost.workers()) - start) / rest
+        yield Figure("watchers", "processor at rest", spent, "% of a core", "< 2")
+        yield from _sustained(bench, milepost, names)
+
+
+def _sustained(bench: Bench, milepost: Milepost, names: list[str]) -> Figures:
+    client, minutes = milepost.client, bench.seconds(600, 10)
+    client.arrivals.clear()
+    memory = resident(milepost.workers())
+    start = cpu_seconds(milepost.workers())
+    count = int(minutes * STEADY_RATE)
+    load = client.pace((heartbeat(names[n % len(names)]) for n in range(count)), STEADY_RATE)
+    client.listen(5, until=count)
+    spent = 100 * (cpu_seconds(milepost.workers()) - start) / load.seconds
+    grown = (resident(milepost.workers()) - memory) / 2**20
+    measure = f"sustained {STEADY_RATE}/s"
+    yield Figure(measure, "for", minutes, "s")
+    yield Figure(measure, "p50 of the answer", load.quantile(0.5) * 1000, "ms")
+    yield Figure(measure, "p99 of the answer", load.quantile(0.99) * 1000, "ms", "< 50")
+    yield Figure(measure, "errors", load.errors + client.ended, "", "= 0")
+    yield Figure(measure, "memory at the start", memory / 2**20, "MiB")
+    yield Figure(measure, "memory gained", grown, "MiB")
+    yield Figure(measure, "fragments sent of callbacks", 100 * len(client.arrivals) / count, "%")
+    yield Figure(measure, "processor", spent, "% of a core")
+
+
+def grown(bench: Bench) -> Figures:
+    """A large database beside an empty one: medians of requests in turn."""
+    for database in ("sqlite", "postgresql"):
+        with bench.milepost(database) as empty, bench.milepost(database) as full:
+            stored = growth.fill(full.database_url, max(int(100_000 * bench.scale), 10))
+            for server in (empty, full):
+                server.jobs(50)
+            yield from _ratios(f"growth, {database}", stored, empty, full)
+
+
+def _ratios(measure: str, stored: int, empty: Milepost, full: Milepost) -> Figures:
+    operator = f"Authorization: Bearer {OPERATOR_TOKEN}"
+    kinds: dict[str, Callable[[Milepost, int], bytes]] = {
+        "callback, new job": lambda _, n: milestone(f"late-{n}", "provisioning"),
+        "callback, heartbeat": lambda _, n: heartbeat("job-0"),
+        "page": lambda server, _: request(server.path("job-1")),
+        "fragment": lambda server, _: request(f"{server.path('job-1')}/steps"),
+        "list": lambda server, _: request("/api/jobs?limit=50", operator),
+    }
+    yield Figure(measure, "callbacks in the database", stored, "")
+    for kind, make in kinds.items():
+        times: dict[Milepost, list[float]] = {empty: [], full: []}
+        for turn in range(300):
+            for server, taken in times.items():
+                taken += server.client.storm([make(server, turn)], 10, connections=1).latencies
+        small, large = (median(taken) * 1000 for taken in times.values())
+        yield Figure(measure, f"{kind}: empty", small, "ms")
+        yield Figure(measure, f"{kind}: grown", large, "ms")
+        yield Figure(measure, f"{kind}: ratio", large / small, "x", "<= 1.25")
+
+
+MEASURES: dict[str, Callable[[Bench], Figures]] = {
+    "callbacks": callbacks,
+    "screen": screen,
+    "one-job": one_job,
+    "watchers": watchers,
+    "growth": grown,
+}

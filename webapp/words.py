@@ -1,0 +1,190 @@
+"""What a watcher reads: a sentence for every step, state and trouble. Pure functions of the View."""
+
+from datetime import UTC, datetime
+
+from .forecast import Pace, pace
+from .progress import STEPS, Step
+from .view import View
+
+NOW = {
+    "queued": "Waiting for GitHub to start the workflow",
+    "creating": "The server is being created",
+    "installing": "The server is up; its installation is being prepared",
+    "configuring": "The agent is being installed on the server",
+    "running": "Everything is installed; the last word is awaited",
+}
+IF_SLOW = {
+    "queued": "If this takes long, GitHub has no free runner, or somebody has to approve the run.",
+    "creating": "It is ordered, started, and joins the private network. If slow, the cloud is busy.",
+    "installing": "The tools are set up and connected to it. If this takes long, downloads are slow.",
+    "configuring": "Docker, firewall, updates, agent: the longest step. If slow, downloads usually are.",
+    "running": "The agent was seen running; the workflow tidies up and confirms. This takes seconds.",
+}
+WENT_WRONG = {
+    "queued": "GitHub did not start the workflow",
+    "creating": "The server could not be created",
+    "installing": "The installation could not be prepared",
+    "configuring": "The agent could not be installed on the server",
+    "running": "The agent was installed, but the run failed before it was confirmed",
+}
+STATES = {
+    "pending": "to come",
+    "active": "in progress",
+    "completed": "done",
+    "error": "failed",
+    "cancelled": "cancelled",
+}
+SHORT = dict(zip(STEPS, ("Queued", "Creating", "Installing", "Configuring", "Starting"), strict=True))
+NO_SERVER = "No server was created."
+DELETES = "When a run ends so, the workflow deletes its server; what it could not delete is named below."
+MAYBE_SERVER = "If a server had been created, it may still exist and cost money."
+AGAIN = "Nothing more happens by itself. Once it is started again, this page follows by itself."
+
+
+def step_of(view: View) -> Step:
+    """The step that the view is about: the active or broken one, or the last."""
+    return next((step for step in view.steps if step.state not in ("completed", "pending")), view.steps[-1])
+
+
+def trouble(view: View) -> str | None:
+    """What stands in the way: `failed`, `cancelled`, `lost`, `quiet`, or None."""
+    if view.attempt.was_cancelled:
+        return "cancelled"
+    if view.status == "failed":
+        return "failed"
+    return view.condition if view.condition in ("quiet", "lost") else None
+
+
+def headline(view: View) -> str:
+    """What is happening now, and whether it moves, in one sentence."""
+    step, kind = step_of(view).id, trouble(view)
+    if kind == "cancelled":
+        return "The run was stopped at its time limit." if timed_out(view) else "The run was cancelled."
+    if kind == "failed":
+        return f"{WENT_WRONG[step]}."
+    if view.status == "running":
+        return "Done: the agent is running."
+    if view.is_superseded:
+        return f"This attempt ended without a word; attempt {view.newest} took its place."
+    if kind:
+        return f"{NOW[step]}, but {'contact is lost' if kind == 'lost' else 'it has gone quiet'}."
+    return f"{NOW[step]}." if view.attempt.heard_at is None else f"{NOW[step]}, and it moves."
+
+
+def timed_out(view: View) -> bool:
+    """Whether the run was cancelled by its time limit."""
+    return view.attempt.failed_step == "timed_out"
+
+
+def notes(view: View) -> list[str]:
+    """What that means, whether a server was left behind, and what happens next."""
+    kind = trouble(view)
+    if kind == "quiet":
+        silence = duration(view.settings.quiet_after)
+        return [
+            f"No sign of life for more than {silence}. The run may be slow, or its runner has no network.",
+            "The page goes on listening; often it just comes back.",
+        ]
+    if kind == "lost":
+        silence = duration(view.settings.lost_after)
+        return [f"Nothing was heard for more than {silence}: the run has probably died.", MAYBE_SERVER]
+    if kind:
+        why = "Cancelled is not failed: nothing is known to be broken." if kind == "cancelled" else ""
+        server = NO_SERVER if view.attempt.end == "refused" else DELETES
+        return [note for note in (why, server, AGAIN) if note]
+    if view.status == "running":
+        return ["All five steps are done. You can close this page."]
+    return [] if view.is_superseded else [IF_SLOW[step_of(view).id]]
+
+
+def state(view: View, step: Step) -> str:
+    """A step's state as a watcher reads it."""
+    if step.state == "cancelled" and timed_out(view):
+        return "timed out"
+    if step.state == "active":
+        if view.is_superseded:
+            return "unfinished"
+        return {"quiet": "gone quiet", "lost": "contact lost"}.get(view.condition, STATES["active"])
+    return STATES[step.state]
+
+
+def title(view: View) -> str:
+    """The tab's title: how far, which agent."""
+    name, kind = view.agent_id or view.job_id, trouble(view)
+    if kind or view.status == "running":
+        return f"{(kind or 'done').capitalize()} · {name}"
+    done = sum(step.state == "completed" for step in view.steps)
+    return f"{done}/{len(STEPS)} {SHORT[step_of(view).id]} · {name}"
+
+
+def icon(view: View) -> str:
+    """The tab's icon: a colour and one sign."""
+    signs = {"failed": "b3261e ✕", "cancelled": "6b6b76 -", "quiet": "8a5a00 ?", "lost": "8a5a00 !"}
+    if kind := trouble(view):
+        return signs[kind]
+    done = sum(step.state == "completed" for step in view.steps)
+    return "1a7f4b ✓" if view.status == "running" else f"2456c5 {done}"
+
+
+def report(view: View) -> str:
+    """A few lines to send to whoever may help."""
+    step = step_of(view)
+    lines = {
+        "Job": view.job_id,
+        "Agent": view.agent_id,
+        "Attempt": view.attempt.number,
+        "Step": f"{step.label}, {state(view, step)}",
+        "Last sign of life": moment(view.attempt.last_signal_at) if view.attempt.last_signal_at else None,
+        "Error": view.attempt.error,
+        "Run": view.run_url,
+    }
+    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+
+
+def active_pace(view: View) -> Pace | None:
+    """What the time that remains is told by, while something moves."""
+    moves = view.condition == "live" and not view.attempt.end
+    return pace(view.attempt.usual, view.steps.index(step_of(view))) if moves else None
+
+
+def remaining(view: View) -> str:
+    """How much longer it usually takes; "" where nothing can be claimed."""
+    measure, started = active_pace(view), step_of(view).started_at
+    if not measure or started is None:
+        return ""
+    elapsed = max(view.now - started, 0)
+    left = measure.left(elapsed)
+    if left is None:
+        return "longer than usual"
+    return f"{'about' if elapsed <= measure.median else 'up to'} {roughly(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "58 s", "1 min 5 s", "1 h 4 min"."""
+    whole = max(int(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole // 60 % 60} min"
+
+
+def roughly(seconds: float) -> str:
+    """A duration that claims no more than is known."""
+    if seconds < 90:
+        return f"{max(round(seconds / 10), 1) * 10} s"
+    return duration(round(seconds / 60) * 60)
+
+
+def moment(seconds: float) -> str:
+    """A time of day in UTC, with its date."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %Y, %H:%M:%S UTC")
+
+
+FOR_TEMPLATES = {
+    word.__name__: word
+    for word in (
+        active_pace, duration, headline, icon, moment, notes, remaining, report, roughly, state, step_of,
+        title, trouble,
+    )
+}  # fmt: skip
