@@ -118,6 +118,7 @@ class Callback(Base):
 
 
 jobs, attempts, callbacks = (model.metadata.tables[model.__tablename__] for model in (Job, Attempt, Callback))
+_NAMES = [field.name for field in fields(progress.Attempt)]
 STATE = [attempts.c[field.name] for field in fields(progress.Attempt)]
 
 
@@ -146,10 +147,20 @@ def as_row(attempt: progress.Attempt) -> dict[str, Any]:
     return row
 
 
+def difference(before: progress.Attempt, after: progress.Attempt) -> dict[str, Any]:
+    """The columns that changed."""
+    row = {n: new for n in _NAMES if (new := getattr(after, n)) != getattr(before, n)}
+    if after.heard_at != before.heard_at:
+        row["heard_at"] = after.heard_at
+    return row
+
+
+_NEWEST_VERSION = select(attempts.c.version).order_by(attempts.c.version.desc()).limit(1)
+
+
 def newest_version(connection: Connection) -> int:
     """The number of the last change; each change of what is shown takes the next one."""
-    row = connection.execute(select(attempts.c.version).order_by(attempts.c.version.desc()).limit(1)).scalar()
-    return row or 0
+    return connection.execute(_NEWEST_VERSION).scalar() or 0
 
 
 def known_jobs(connection: Connection, job_ids: Iterable[str]) -> set[str]:

@@ -4,15 +4,18 @@ A greenlet that waits inside sqlite3 would freeze every stream, so on SQLite tra
 gevent's thread pool. Whoever finds the writer free commits all that has gathered meanwhile.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import gevent
 from gevent import get_hub
+from gevent.event import AsyncResult
 from gevent.monkey import is_module_patched
-from sqlalchemy import Connection, Engine, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, Update, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -29,11 +32,7 @@ UNSEEN = ("heartbeat_sent_at", "contradicted", "version", "asked_at", "witness",
 T = TypeVar("T")
 Changes = dict[str, int]  # job id: its version now
 
-_UPDATE_ATTEMPT = (
-    update(attempts)
-    .where(attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number"))
-    .values({c.name: bindparam(c.name) for c in attempts.c if not c.primary_key})
-)
+_CURRENT = models.current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
 _UPDATE_JOB = (
     update(jobs)
     .where(jobs.c.job_id == bindparam("b_job_id"))
@@ -72,7 +71,7 @@ class Transaction:
         Returns those that are their job's current ones now.
         """
         new: list[dict[str, Any]] = []
-        changed: list[dict[str, Any]] = []
+        changed: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
         shown, turned = [], []
         for current, stored, after in moves:
             is_current = after.number >= current.number
@@ -88,13 +87,16 @@ class Transaction:
                     self.changes[after.job_id] = after.version
                 if (after.number, after.status) != (current.number, current.status):
                     turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
-            (changed if stored.version else new).append(models.as_row(after))
+            if stored.version:
+                row = models.difference(current if after.number == current.number else stored, after)
+                changed[tuple(row)].append(row | {"b_job_id": after.job_id, "b_number": after.number})
+            else:
+                new.append(models.as_row(after))
         if new:
             self.connection.execute(self._insert(attempts), new)
-        if changed:
-            for row in changed:
-                row |= {"b_job_id": row.pop("job_id"), "b_number": row.pop("number")}
-            self.connection.execute(_UPDATE_ATTEMPT, changed)
+        for names, rows in changed.items():
+            if names:
+                self.connection.execute(_update_attempt(names), rows)
         if turned:
             self.connection.execute(_UPDATE_JOB, turned)
         return shown
@@ -126,14 +128,18 @@ class Transaction:
         first: dict[str, Report] = {}
         for report in reports:
             first.setdefault(report.job_id, report)
-        missing = sorted(first.keys() - models.known_jobs(self.connection, first))
+        current = self._find(first)
+        missing = sorted(first.keys() - current.keys())
         if missing:
-            rows = [{"job_id": id, "created_at": first[id].arrived_at} for id in missing]
-            elsewhere = set(missing) - self.register(rows)  # by another process, meanwhile
-            models.known_jobs(self.connection, elsewhere)
-        found = self.connection.execute(models.current_attempts().where(jobs.c.job_id.in_(first)))
-        current = {row.job_id: models.attempt_from(row) for row in found}
+            self.register([{"job_id": id, "created_at": first[id].arrived_at} for id in missing])
+            current |= self._find(missing)  # registered by another process, meanwhile
         return {id: current.get(id) or Attempt(id, 1, first[id].arrived_at) for id in first}
+
+    def _find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
+        if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
+            models.known_jobs(self.connection, job_ids)
+        found = self.connection.execute(_CURRENT, {"ids": list(job_ids)})
+        return {row.job_id: models.attempt_from(row) for row in found}
 
     def _place(self, current: Attempt, report: Report) -> Attempt:
         """`progress.place`, with the older attempts at hand where they matter."""
@@ -163,8 +169,11 @@ class Transaction:
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    report: Report
-    outcome: bool | Exception | None = None
+    """A callback, or another change, that waits for its transaction."""
+
+    report: Report | None
+    change: Callable[[Transaction], Any] | None
+    outcome: "AsyncResult[Any]"
 
 
 class Writer:
@@ -176,40 +185,47 @@ class Writer:
         self._one_at_a_time = Lock()
         self._waiting: list[_Pending] = []
         self._connection: Connection | None = None
+        self._is_writing = False
 
     def receive(self, report: Report) -> bool:
         """Store a callback durably; whether it was a duplicate. Raises SQLAlchemyError: nothing is stored."""
-        pending = _Pending(report)
-        self._waiting.append(pending)
-        with self._one_at_a_time:
-            if pending.outcome is None:
-                group, self._waiting = self._waiting, []
-                self._receive_together(group)
-        if isinstance(pending.outcome, Exception):
-            raise pending.outcome
-        return bool(pending.outcome)
+        return bool(self._wait_for(_Pending(report, None, AsyncResult())))
 
     def run(self, change: Callable[[Transaction], T]) -> T:
         """Run one other change in a transaction of its own; its errors are raised."""
-        with self._one_at_a_time:
-            outcome = self._transact(change)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return cast("T", self._wait_for(_Pending(None, change, AsyncResult())))
+
+    def _wait_for(self, pending: _Pending) -> Any:
+        self._waiting.append(pending)
+        if not self._is_writing:
+            self._is_writing = True
+            gevent.spawn(self._write)
+        return pending.outcome.get()
+
+    def _write(self) -> None:
+        """A greenlet, while anything waits: what gathers during one commit shares the next."""
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting, []
+                reports = [pending for pending in group if pending.report]
+                if reports:
+                    self._receive_together(reports)
+                for pending in group:
+                    if pending.change:
+                        _settle(pending, self._transact(pending.change))
+        finally:
+            self._is_writing = False
 
     def _receive_together(self, group: list[_Pending]) -> None:
         """One transaction for all; one each where something in one of them failed the others."""
-        reports = [pending.report for pending in group]
+        reports = [pending.report for pending in group if pending.report]
         outcome = self._transact(lambda transaction: transaction.receive(reports))
         if isinstance(outcome, Exception) and len(group) > 1 and not _is_unavailable(outcome):
             for pending in group:
                 self._receive_together([pending])
             return
-        outcomes: Sequence[bool | Exception] = (
-            [outcome] * len(group) if isinstance(outcome, Exception) else outcome
-        )
-        for pending, of_one in zip(group, outcomes, strict=True):
-            pending.outcome = of_one
+        for index, pending in enumerate(group):
+            _settle(pending, outcome if isinstance(outcome, Exception) else outcome[index])
 
     def _transact(self, change: Callable[[Transaction], T]) -> T | Exception:
         """What `change` returned, or raised, off the event loop where the database would block it."""
@@ -242,6 +258,22 @@ class Writer:
             raise
         changes |= transaction.changes
         return result
+
+
+@lru_cache(64)
+def _update_attempt(names: tuple[str, ...]) -> Update:
+    """Only what changed: SQLite would write every index anew."""
+    which = update(attempts).where(
+        attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
+    )
+    return which.values({name: bindparam(name) for name in names})
+
+
+def _settle(pending: _Pending, outcome: Any) -> None:
+    if isinstance(outcome, Exception):
+        pending.outcome.set_exception(outcome)
+    else:
+        pending.outcome.set(outcome)
 
 
 def _waves(reports: Sequence[Report]) -> list[list[tuple[int, Report]]]:
