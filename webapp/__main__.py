@@ -10,6 +10,8 @@ from sqlalchemy import select
 from . import config
 from .app import create_app
 from .models import db, jobs
+from .operate import sign_in_url
+from .parts import parts
 
 
 def main() -> None:
@@ -24,6 +26,7 @@ def main() -> None:
         flask_migrate.upgrade()
         is_empty = db.session.scalar(select(jobs.c.job_id).limit(1)) is None
         db.engine.dispose()
+        print(f"Sign in: {sign_in_url(parts())}", flush=True)
     if is_empty:
         subprocess.Popen([sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"])
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", "wsgi:app"])

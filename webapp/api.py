@@ -7,7 +7,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 from flask import Blueprint, Response, abort, g, jsonify, request
-from sqlalchemy import Row, Select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, tuple_
 from werkzeug.datastructures import WWWAuthenticate
 
 from . import start
@@ -45,7 +45,7 @@ def create() -> Response:
     return _at(asked["job_id"], status)
 
 
-@bp.post("/<job_id>/retry")
+@bp.post("/<id:job_id>/retry")
 def retry(job_id: str) -> Response:
     """Open a new attempt of a failed, cancelled or lost job."""
     try:
@@ -64,7 +64,7 @@ def _at(job_id: str, status: int) -> Response:
     return response
 
 
-@bp.get("/<job_id>")
+@bp.get("/<id:job_id>")
 def one(job_id: str) -> Response:
     """One job."""
     return jsonify(as_json(find(db.session.connection(), job_id, parts().settings) or abort(404)))
@@ -76,24 +76,22 @@ def several() -> Response:
     limit = request.args.get("limit", "50")
     if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
         raise start.BadField(f"limit: not a whole number from 1 to {LARGEST_PAGE}")
-    status = request.args.get("status")
+    status, agent_id = request.args.get("status"), start.name_of(request.args, "agent_id")
     if status and status not in STATUSES:
         raise start.BadField(f"status: not one of {', '.join(STATUSES)}")
-    found = newest(
-        int(limit) + 1, request.args.get("before"), status=status, agent_id=request.args.get("agent_id")
-    )
-    rows = db.session.execute(found).all()
+    given = {jobs.c.status: status, jobs.c.agent_id: agent_id}
+    filters = (column == value for column, value in given.items() if value)
+    rows = db.session.execute(newest(int(limit) + 1, request.args.get("before"), *filters)).all()
     views = [as_json(view_of(row, parts().settings)) for row in rows[: int(limit)]]
     return jsonify(jobs=views, before=mark(rows[int(limit) - 1]) if len(rows) > int(limit) else None)
 
 
-def newest(limit: int, before: str | None, **columns: str | None) -> Select[Any]:
-    """Select jobs, newest first, whose columns have these values where one is given."""
-    found = current_attempts().order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit)
-    found = found.where(*(jobs.c[name] == value for name, value in columns.items() if value))
-    return (
-        found.where(tuple_(jobs.c.created_at, jobs.c.job_id) < tuple_(*_marked(before))) if before else found
-    )
+def newest(limit: int, before: str | None, *filters: ColumnElement[bool]) -> Select[Any]:
+    """Select jobs, newest first, after the page that ended at the mark `before`. Raises BadField."""
+    found = current_attempts().where(*filters)
+    if before:
+        found = found.where(tuple_(jobs.c.created_at, jobs.c.job_id) < tuple_(*_marked(before)))
+    return found.order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit)
 
 
 def mark(row: Row[Any]) -> str:
@@ -103,8 +101,8 @@ def mark(row: Row[Any]) -> str:
 
 def _marked(before: str) -> tuple[float, str]:
     try:
-        created_at, job_id = urlsafe_b64decode(before.encode()).decode().split(" ")
-        return float(created_at), job_id
+        created_at, job_id = urlsafe_b64decode(before.encode()).decode("ascii").split(" ")
+        return float(created_at), start.name_of({"before": job_id}, "before") or ""
     except (ValueError, binascii.Error):
         raise start.BadField("before: not the mark of a page") from None
 

@@ -1,15 +1,17 @@
 """Where the parts meet: no routes, no queries."""
 
+from datetime import timedelta
+
 from flask import Flask
 from flask_migrate import Migrate
 from jinja2 import StrictUndefined
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import api, assets, callbacks, cli, config, database, http, logs, picture, watch, words
+from . import api, assets, callbacks, cli, config, database, http, logs, operate, picture, watch, words
 from .live import Live
 from .models import db
 from .parts import Parts
-from .signing import ShareLinks
+from .signing import OperatorSignatures, ShareLinks
 from .store import Writer
 
 
@@ -20,6 +22,8 @@ def create_app() -> Flask:
     app.jinja_env.undefined = StrictUndefined
     app.config.update(
         SECRET_KEY=settings.secret_key,
+        PERMANENT_SESSION_LIFETIME=timedelta(hours=12),
+        SESSION_REFRESH_EACH_REQUEST=False,
         SESSION_COOKIE_SAMESITE="Lax",
         SESSION_COOKIE_SECURE=settings.public_url.startswith("https:"),
         SQLALCHEMY_DATABASE_URI=settings.database_url,
@@ -34,13 +38,18 @@ def create_app() -> Flask:
     database.prepare(engine)
     live = Live(engine, watch.frame_maker(app, engine, settings))
     app.extensions["milepost"] = Parts(
-        settings, ShareLinks(settings.secret_key), Writer(engine, live.wake), live
+        settings,
+        ShareLinks(settings.secret_key),
+        OperatorSignatures(settings.secret_key, settings.operator_token),
+        Writer(engine, live.wake),
+        live,
     )
     logs.set_up(app)
     http.set_up(app, settings)
     assets.set_up(app)
     app.jinja_env.globals.update(words.FOR_TEMPLATES, **picture.FOR_TEMPLATES)
-    for door in (callbacks.bp, watch.bp, api.bp):
+    app.url_map.converters["id"] = http.JobId
+    for door in (callbacks.bp, watch.bp, api.bp, operate.bp):
         app.register_blueprint(door)
     for command in cli.COMMANDS:
         app.cli.add_command(command)

@@ -12,6 +12,7 @@ from flask.cli import with_appcontext
 from sqlalchemy import delete, func, select
 
 from . import callbacks as machine
+from . import operate
 from .config import ROOT, Settings
 from .models import attempts, callbacks, current_attempts, db, jobs
 from .parts import parts
@@ -33,6 +34,13 @@ def link(job_id: str) -> None:
     if number is None:
         raise click.ClickException(f"no job has the id {job_id}")
     click.echo(parts().progress_url(job_id, number))
+
+
+@click.command("sign-in")
+@with_appcontext
+def sign_in() -> None:
+    """Print a fresh sign-in link, good for an hour."""
+    click.echo(operate.sign_in_url(parts()))
 
 
 @click.command("jobs")
@@ -137,4 +145,4 @@ def _send(environment: dict[str, str]) -> None:
         raise click.ClickException("a callback was not delivered")
 
 
-COMMANDS = (link, list_jobs, prune, rehearse)
+COMMANDS = (link, sign_in, list_jobs, prune, rehearse)

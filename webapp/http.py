@@ -6,11 +6,19 @@ from flask import Flask, Response, jsonify, render_template, request
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
 
 from .config import Settings
 from .models import db, jobs
+from .report import JOB_ID
 
 log = logging.getLogger(__name__)
+
+
+class JobId(BaseConverter):
+    """`<id:…>` in a route: what cannot be the id of a job is a 404 like an unknown one."""
+
+    regex = JOB_ID.pattern
 
 
 def set_up(app: Flask, settings: Settings) -> None:

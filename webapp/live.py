@@ -19,9 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from .models import attempts, newest_version
 from .store import CHANNEL, Changes
 
+ANY = ""  # in place of a job id: any job
 ASK_EVERY = 0.02  # seconds between two looks for a sibling's commits
 KEEP_ALIVE = 18.0  # the contract: a comment at least every 20 s
-SHORTEST_INTERVAL = 0.1  # between two frames of one job
+SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # between two frames of one job; of any
 RETRY_AFTER = 1.0  # when the database is away
 
 log = logging.getLogger(__name__)
@@ -92,11 +93,11 @@ class Live:
 
     def wake(self, changes: Changes) -> None:
         """Tell the streams of these jobs; a job that changes often is told at a bounded rate."""
-        for job_id in changes:
+        for job_id in {*changes, ANY} if changes else ():
             topic = self._topics.get(job_id)
             if topic and not topic.due:
                 topic.due = True
-                wait = topic.made_at + SHORTEST_INTERVAL - time()
+                wait = topic.made_at + (SHORTEST_INTERVAL if job_id else SHORTEST_OF_ANY) - time()
                 if wait > 0:
                     gevent.spawn_later(wait, self._tell, topic)
                 else:
@@ -173,9 +174,8 @@ class Live:
                 if now != known:
                     known = now
                     newer = select(attempts.c.job_id, attempts.c.version)
-                    changes = dict(
-                        row._tuple() for row in connection.execute(newer.where(attempts.c.version > version))
-                    )
+                    rows = connection.execute(newer.where(attempts.c.version > version))
+                    changes = {row.job_id: row.version for row in rows}
                     connection.rollback()
                     version = max(changes.values(), default=version)
                     yield self._others(changes)
@@ -200,6 +200,8 @@ class Live:
 
     def _others(self, changes: Changes) -> Changes:
         """Without those that the streams show already, as after a commit of our own."""
+        if changes:
+            changes = changes | {ANY: max(changes.values())}
         return {
             job_id: version
             for job_id, version in changes.items()

@@ -7,7 +7,7 @@ from flask import current_app
 
 from .config import Settings
 from .live import Live
-from .signing import ShareLinks
+from .signing import OperatorSignatures, ShareLinks
 from .store import Writer
 
 
@@ -17,6 +17,7 @@ class Parts:
 
     settings: Settings
     links: ShareLinks
+    signatures: OperatorSignatures
     writer: Writer
     live: Live
 

@@ -1,12 +1,13 @@
-"""Callback signatures and share links, with itsdangerous; no Flask, no database."""
+"""Signatures of callbacks, share links and sign-in links, with itsdangerous; no Flask, no database."""
 
 import hashlib
 import hmac
 import re
 from collections.abc import Iterable
 
-from itsdangerous import BadSignature, HMACAlgorithm, Signer
+from itsdangerous import BadSignature, HMACAlgorithm, Signer, TimestampSigner
 
+SIGN_IN_LINK_LASTS = 3600  # seconds
 _HMAC_SHA256 = HMACAlgorithm(hashlib.sha256)
 _SIGNATURE = re.compile(r"(?:sha256=)?([0-9A-Fa-f]{64})")
 
@@ -44,3 +45,21 @@ class ShareLinks:
         ours = self.token(job_id, int(link or 0))  # unsign() forgives what base64 does not need
         same = hmac.compare_digest(ours.encode(), token.encode())
         return (job_id, int(link or 0)) if same else None
+
+
+class OperatorSignatures:
+    """What a session and a sign-in link carry in place of the operator token; both end when it changes."""
+
+    def __init__(self, secret: str, operator_token: str) -> None:
+        self.fingerprint = hmac.new(secret.encode(), operator_token.encode(), hashlib.sha256).hexdigest()
+        self._signer = TimestampSigner(
+            secret, salt=f"sign-in {self.fingerprint}", digest_method=hashlib.sha256
+        )
+
+    def key(self) -> str:
+        """The key of a fresh sign-in link."""
+        return self._signer.sign("operator").decode()
+
+    def is_key(self, key: str) -> bool:
+        """Whether this is the key of a link that has not expired."""
+        return self._signer.validate(key, max_age=SIGN_IN_LINK_LASTS)

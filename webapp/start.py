@@ -1,6 +1,5 @@
 """Start a job: registered once however often it is asked for, one unfinished job per agent."""
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from . import progress
+from . import logs, progress
 from .config import Settings
 from .dispatch import BOUND, Refused, dispatch, find_run
 from .models import attempt_from, attempts_of, current_attempts, jobs
@@ -40,14 +39,14 @@ def read(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise BadField("dispatch: neither true nor false")
     if "agent_id" not in given:
         raise BadField("agent_id: required")
-    names = {name: _name(given, name) for name in FIELDS[:3]}
+    names = {name: name_of(given, name) for name in FIELDS[:3]}
     return names | {"job_id": names["job_id"] or secrets.token_hex(8), "dispatch": dispatch}
 
 
-def _name(given: Mapping[str, Any], name: str) -> str | None:
+def name_of(given: Mapping[str, Any], name: str) -> str | None:
     """All that becomes an input of the workflow has the alphabet of job ids: it is safe in any shell."""
-    value = given.get(name)
-    if value is not None and not (isinstance(value, str) and re.fullmatch(JOB_ID, value)):
+    value = given.get(name) or None
+    if value is not None and not (isinstance(value, str) and JOB_ID.fullmatch(value)):
         raise BadField(f"{name}: not 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit")
     return value
 
@@ -66,6 +65,7 @@ class Due:
 def start(parts: Parts, asked: Mapping[str, Any]) -> bool:
     """Register the job that was `read` and dispatch it once; whether it is new. Raises Conflict, Refused."""
     is_new, due = parts.writer.run(lambda transaction: _register(transaction, parts.settings, asked))
+    logs.event("start", job=asked["job_id"], new=is_new, dispatched=bool(due))
     if due:
         _dispatch(parts, due)
     return is_new
@@ -76,7 +76,9 @@ def retry(parts: Parts, job_id: str) -> None:
 
     Raises LookupError, Conflict, Refused.
     """
-    _dispatch(parts, parts.writer.run(lambda transaction: _reopen(transaction, parts.settings, job_id)))
+    due = parts.writer.run(lambda transaction: _reopen(transaction, parts.settings, job_id))
+    logs.event("retry", job=job_id, attempt=due.number)
+    _dispatch(parts, due)
 
 
 def _register(

@@ -7,8 +7,8 @@ from flask import Blueprint, Flask, Response, abort, jsonify, render_template, r
 from sqlalchemy import Engine
 
 from .config import Settings
-from .live import Frame
-from .models import db
+from .live import ANY, Frame
+from .models import db, newest_version
 from .parts import parts
 from .view import View, find
 
@@ -80,6 +80,10 @@ def frame_maker(app: Flask, engine: Engine, settings: Settings) -> Callable[[str
 
     def make(job_id: str) -> Frame:
         with engine.connect() as connection:
+            if job_id == ANY:
+                number = newest_version(connection)
+                body = f"event: jobs\nid: {number}\ndata: changed\n\n".encode()
+                return Frame(number, str(number), 0, None, False, body)
             view = find(connection, job_id, settings)
         if view is None:  # pruned: no link is its link
             return Frame(0, "", -1, None, True, None)
