@@ -4,6 +4,7 @@ Raw sockets and requests made beforehand: the driver has to cost much less than 
 clock has to see a callback leave and its fragment arrive.
 """
 
+import itertools
 import json
 import os
 import resource
@@ -167,10 +168,11 @@ class Client:
         start = time.monotonic()
         while (now := time.monotonic()) < start + seconds:
             self._widen(connections)
-            for connection in self._take(connections):
-                if (next_one := next(queue, None)) is None:
-                    return self._finish(start)
-                self._send(connection, next_one, now)
+            ready = list(itertools.islice(queue, len(self._free)))
+            for connection, one in zip(self._take(len(ready)), ready, strict=True):
+                self._send(connection, one, now)
+            if len(self._free) == len(self._connections):
+                break  # nothing is left to be sent
             self._turn(1.0)
         return self._finish(start)
 

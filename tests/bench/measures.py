@@ -101,7 +101,7 @@ class Milepost(Server):
         """Jobs that have begun."""
         names = [f"job-{number}" for number in range(count)]
         load = self.client.storm((milestone(name, "provisioning") for name in names), 600)
-        assert (len(load.latencies), load.errors) == (count, 0)
+        assert (len(load.latencies), load.errors) == (count, 0), (len(load.latencies), load.errors, count)
         return names
 
     def watch(self, names: list[str]) -> None:
