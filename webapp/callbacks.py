@@ -64,6 +64,8 @@ def _body(largest: int) -> bytes:
         with Timeout(SLOWEST_BODY, TimeoutError):
             body = b"" if (request.content_length or 0) > largest else _read(largest + 1)
             too_large = len(body) > largest or (request.content_length or 0) > largest
+            if not too_large and len(body) < (request.content_length or 0):
+                raise EOFError
         if too_large:
             with suppress(TimeoutError), Timeout(DRAINED_WITHIN, TimeoutError):
                 _read(DRAINED)

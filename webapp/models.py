@@ -94,7 +94,7 @@ class Attempt(Base):
             postgresql_where=text('"end" IS NULL'),
         ),
         Index("attempts_ended", "end", "ended_at"),
-        Index("attempts_by_run", "run_id"),
+        Index("attempts_by_run", "run_id", postgresql_using="hash"),  # digits of any length
     )
 
 

@@ -7,6 +7,7 @@ from gevent import monkey
 
 monkey.patch_all()  # before anything that takes a lock or a socket is imported
 
+import logging
 import resource
 import sys
 from typing import Any
@@ -30,6 +31,17 @@ control_socket_disable = True
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a stream is an open file
 sys.setswitchinterval(0.0005)  # the writer's thread takes turns with the event loop
+
+
+def on_starting(server: Any) -> None:
+    """Of a malformed request the log names the address alone: its first line may hold a link's token."""
+
+    def hush(record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Invalid request"):
+            record.msg = record.msg.partition(": ")[0]
+        return True
+
+    server.log.error_log.addFilter(hush)
 
 
 def post_worker_init(worker: Any) -> None:

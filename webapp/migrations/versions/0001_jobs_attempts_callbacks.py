@@ -39,7 +39,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", "number"),
     )
     with op.batch_alter_table("attempts", schema=None) as batch_op:
-        batch_op.create_index("attempts_by_run", ["run_id"], unique=False)
+        batch_op.create_index("attempts_by_run", ["run_id"], unique=False, postgresql_using="hash")
         batch_op.create_index("attempts_ended", ["end", "ended_at"], unique=False)
         batch_op.create_index(
             "attempts_unfinished",
