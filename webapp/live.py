@@ -183,8 +183,8 @@ class Live:
     def _hear(self) -> Iterator[Changes]:
         """PostgreSQL: LISTEN on a connection of its own, looked after every half minute."""
         raw = self._engine.raw_connection()
-        raw.detach()
         connection: Any = raw.driver_connection
+        raw.detach()  # from the pool, which would otherwise be one short
         try:
             connection.rollback()
             connection.autocommit = True
