@@ -22,6 +22,11 @@ lint: .venv/development
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy webapp wsgi.py
 	$(BIN)/djlint --quiet --lint templates
+	$(BIN)/zizmor --quiet --offline --persona=auditor .github
+	$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint -q --offline --profile=production .github/provisioning
 
 bench: .venv/development ## measure; SCALE=0.1 for a small run
 	$(BIN)/python -m tests.bench --scale $(or $(SCALE),1)
