@@ -244,7 +244,7 @@ class Client:
             stream.socket.close()
             return
         stream.rest += data
-        if stream.rest.endswith(b"\n\n\r\n"):  # a whole event in a whole chunk
+        if stream.rest.endswith((b"\n\n\r\n", b"\n\n\r\n0\r\n\r\n")):  # a whole event in a whole chunk
             for part in stream.rest.split(b"event: steps\nid: ")[1:]:
                 self.arrivals.append(Arrival(stream.number, int(part.split(b"\n", 1)[0]), now))
             stream.rest = b""
