@@ -162,10 +162,10 @@ class Server:
 
 
 class Events:
-    """A watcher's stream, read event by event."""
+    """A stream, read event by event."""
 
-    def __init__(self, url: str, timeout: float = 30) -> None:
-        self.response = requests.get(url, stream=True, timeout=timeout)
+    def __init__(self, url: str, timeout: float = 30, headers: dict[str, str] | None = None) -> None:
+        self.response = requests.get(url, stream=True, timeout=timeout, headers=headers)
         assert self.response.status_code == 200, self.response.text
         self._lines = self.response.iter_lines(chunk_size=1, decode_unicode=True)
 

@@ -3,14 +3,58 @@
 import re
 from collections.abc import Iterator
 from html import unescape
+from http.cookiejar import Cookie
+from time import time
 
 import pytest
 import requests
+from flask import Flask
+from flask.sessions import SecureCookieSessionInterface
+from itsdangerous import TimestampSigner
 from playwright.sync_api import Browser, expect
 
 from tests.conftest import Serve
-from tests.github import GitHub, a_run, github
+from tests.github import GitHub, github
 from tests.milepost import OPERATOR_TOKEN, Events, Server, wait_until
+
+FORMS = ("/", "/sign-out", "/jobs/{}/retry", "/jobs/{}/revoke")
+
+
+class Operator(requests.Session):
+    """A person's browser as far as HTTP goes: it keeps cookies, and sends forms as they are shown."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+
+    def ask(self, path: str = "/") -> requests.Response:
+        return self.get(self.server.url + path, timeout=30, allow_redirects=False)
+
+    def see(self, path: str = "/") -> str:
+        """A page that has to be there."""
+        answer = self.ask(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def submit(self, path: str, on: str = "/", **fields: str) -> requests.Response:
+        """Send a form of the page `on`, with the hidden fields that it has there."""
+        hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', self.see(on)))
+        form = {name: unescape(value) for name, value in hidden.items()} | fields
+        return self.post(self.server.url + path, data=form, timeout=30, allow_redirects=False)
+
+    def sign_in(self, token: str = OPERATOR_TOKEN, on: str = "/sign-in") -> requests.Response:
+        return self.submit("/sign-in", on, token=token)
+
+    @property
+    def cookie(self) -> Cookie:
+        return next(iter(self.cookies))
+
+
+def signed_in(server: Server) -> Operator:
+    operator = Operator(server)
+    answer = operator.sign_in(server.environ["OPERATOR_TOKEN"])
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    return operator
 
 
 @pytest.fixture(scope="module")
@@ -25,64 +69,415 @@ def office(_serve: Serve, at_github: GitHub) -> Server:
     return _serve(**at_github.settings)
 
 
-class Operator(requests.Session):
-    """A person's browser as far as HTTP goes: cookies, and forms sent as they are shown."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__()
-        self.server = server
-
-    def see(self, path: str = "/") -> str:
-        """A page that must be there."""
-        answer = self.get(self.server.url + path, timeout=30)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def submit(self, path: str, on: str = "/", **fields: str) -> requests.Response:
-        """Send a form of the page `on`, with its hidden fields."""
-        hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', self.see(on)))
-        form = {name: unescape(value) for name, value in hidden.items()} | fields
-        return self.post(self.server.url + path, data=form, timeout=30, allow_redirects=False)
-
-    def sign_in(self, token: str = OPERATOR_TOKEN, on: str = "/sign-in") -> requests.Response:
-        return self.submit("/sign-in", on, token=token)
-
-
 @pytest.fixture
 def operator(office: Server) -> Operator:
-    """Signed in."""
-    operator = Operator(office)
-    assert operator.sign_in().status_code == 303
-    return operator
+    return signed_in(office)
 
 
 def jobs_in(page: str) -> list[str]:
     return re.findall(r'data-job="([^"]+)"', page)
 
 
+# Signing in
+
+
 def test_nothing_is_shown_before_signing_in(office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning")
     stranger = Operator(office)
-    for path in ("/", f"/jobs/{job_id}", "/events"):
-        answer = stranger.get(office.url + path, allow_redirects=False, timeout=30)
+    for path in ("/", f"/jobs/{job_id}", "/jobs/nobody", "/events"):
+        answer = stranger.ask(path)
         assert answer.status_code == 303
         assert answer.headers["Location"].startswith("/sign-in")
         assert "provisioning" not in answer.text
+    live = stranger.get(f"{office.url}/?q=x", headers={"HX-Request": "true"}, timeout=30)
+    assert (live.status_code, live.headers["HX-Redirect"]) == (401, "/sign-in?next=/?q%3Dx")
+
+
+def test_a_wrong_token_is_refused_and_told_beside_its_field(office: Server) -> None:
+    stranger = Operator(office)
+    answer = stranger.sign_in("not the operator token")
+    assert answer.status_code == 403
+    assert "The token is wrong" in answer.text
+    assert "not the operator token" not in answer.text
+    assert stranger.ask().status_code == 303
+
+
+def test_the_session_is_out_of_reach_of_scripts_and_of_other_sites(office: Server, serve: Serve) -> None:
+    cookie = signed_in(office).cookie
+    assert (cookie.has_nonstandard_attr("HttpOnly"), cookie.get_nonstandard_attr("SameSite")) == (True, "Lax")
+    assert not cookie.secure
+    assert cookie.expires
+    assert abs(cookie.expires - time() - 12 * 3600) < 60
+    behind_tls = Operator(serve(PUBLIC_URL="https://milepost.example"))
+    assert "; Secure" in behind_tls.ask("/sign-in").headers["Set-Cookie"]
+
+
+def test_a_session_ends_and_signing_in_again_returns_to_the_page_that_was_asked_for(
+    operator: Operator, office: Server, job_id: str
+) -> None:
+    office.report(job_id, "provisioning")
+    age(operator, office, 12 * 3600 - 60)
+    assert operator.ask(f"/jobs/{job_id}").status_code == 200
+    age(operator, office, 12 * 3600 + 60)
+    page = f"/?q={job_id}&status="
+    sent_to = operator.ask(page).headers["Location"]
+    assert operator.sign_in(on=sent_to).headers["Location"] == page
+    age(operator, office, 12 * 3600 + 60)
+    form = operator.post(f"{office.url}/jobs/{job_id}/retry", timeout=30, allow_redirects=False)
+    assert operator.sign_in(on=form.headers["Location"]).headers["Location"] == f"/jobs/{job_id}"
+
+
+def age(operator: Operator, server: Server, seconds: int) -> None:
+    """Make the operator's session this old."""
+
+    class Earlier(TimestampSigner):
+        def get_timestamp(self) -> int:
+            return int(time()) - seconds
+
+    app = Flask("")
+    app.secret_key = server.environ["SECRET_KEY"]
+    serializer = SecureCookieSessionInterface().get_signing_serializer(app)
+    assert serializer
+    said = serializer.loads(str(operator.cookie.value))
+    serializer.signer = Earlier
+    operator.cookie.value = serializer.dumps(said)
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["//evil.example", "/\\evil.example", "https://evil.example", "/\t/evil.example", "evil", " /"],
+)
+def test_nobody_is_sent_to_another_site(office: Server, elsewhere: str) -> None:
+    answer = Operator(office).submit("/sign-in", "/sign-in", token=OPERATOR_TOKEN, next=elsewhere)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+
+
+def test_signing_out_ends_the_session(operator: Operator) -> None:
+    assert operator.submit("/sign-out").status_code == 303
+    assert operator.ask().status_code == 303
+
+
+def test_a_new_operator_token_signs_everyone_out_and_ends_the_links(serve: Serve) -> None:
+    before = serve()
+    operator, link = signed_in(before), before.flask("sign-in").stdout.strip()
+    before.stop()
+    after = serve(OPERATOR_TOKEN="a new operator token", DATABASE_URL=before.database_url)
+    operator.server = after
+    assert operator.ask().status_code == 303
+    page = operator.see("/sign-in?" + link.partition("?")[2])
+    assert "flask sign-in prints a new one" in page
+    assert operator.submit("/sign-in", "/sign-in", key=link.partition("=")[2]).status_code == 403
+    assert operator.sign_in("a new operator token").status_code == 303
+    assert operator.ask().status_code == 200
+
+
+def test_the_printed_link_signs_in_by_its_button_alone(office: Server) -> None:
+    link = office.flask("sign-in").stdout.strip()
+    assert link.startswith(f"{office.url}/sign-in?key=")
+    operator = Operator(office)
+    page = link.removeprefix(office.url)
+    assert 'name="token"' not in operator.see(page)
+    assert operator.ask().status_code == 303  # a look has no effect
+    assert operator.submit("/sign-in", page).status_code == 303
+    assert operator.ask().status_code == 200
+    assert 'name="token"' in Operator(office).see(f"{page}x")
+
+
+def test_after_ten_refused_tries_an_address_has_to_wait_but_callbacks_and_the_api_do_not(
+    serve: Serve, job_id: str
+) -> None:
+    server = serve()
+    stranger = Operator(server)
+    assert [stranger.sign_in(f"guess {n}").status_code for n in range(10)] == [403] * 10
+    refused = stranger.sign_in()
+    assert refused.status_code == 429
+    assert 0 < int(refused.headers["Retry-After"]) <= 60
+    assert stranger.ask().status_code == 303
+    assert server.report(job_id, "provisioning") is False
+    assert server.job(job_id)["status"] == "provisioning"
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_forged_form_does_nothing(
+    operator: Operator, office: Server, at_github: GitHub, job_id: str, path: str
+) -> None:
+    office.report(job_id, "failed")
+    link = office.link(job_id)
+    other = signed_in(office)
+    theirs = re.findall(r'name="csrf" value="([^"]+)"', other.see())[0]
+    forged: list[dict[str, str]] = [{}, {"csrf": ""}, {"csrf": theirs}, {"csrf": "\udc80é"}]
+    for fields in forged:
+        form = {"agent_id": f"agent-{job_id}", "job_id": f"{job_id}-2", "dispatch": "on", **fields}
+        data = {name: value.encode(errors="surrogateescape") for name, value in form.items()}
+        answer = operator.post(office.url + path.format(job_id), data=data, timeout=30, allow_redirects=False)
+        assert answer.status_code == 400
+    assert operator.ask().status_code == 200
+    assert office.link(job_id) == link
+    assert office.api(f"/api/jobs/{job_id}-2").status_code == 404
+    assert at_github.dispatched(f"{job_id}-2") == 0
     assert (
-        stranger.post(f"{office.url}/jobs/{job_id}/revoke", allow_redirects=False, timeout=30).status_code
-        == 303
+        Operator(office).post(f"{office.url}/sign-in", data={"token": OPERATOR_TOKEN}, timeout=30).status_code
+        == 400
     )
-    assert requests.get(office.link(job_id), timeout=30).status_code == 200
 
 
-def test_the_list_has_the_jobs_newest_first(operator: Operator, office: Server, job_id: str) -> None:
-    for n in (1, 2, 3):
-        office.report(f"{job_id}-{n}", "provisioning")
-    assert jobs_in(operator.see(f"/?q={job_id}")) == [f"{job_id}-{n}" for n in (3, 2, 1)]
+# The list
+
+
+def test_an_empty_list_says_how_to_start(serve: Serve) -> None:
+    server = serve()
+    page = signed_in(server).see()
+    assert "No jobs yet" in page
+    assert f"{server.url}/api/webhooks/github" in page
+    assert "set DISPATCH_TOKEN and DISPATCH_REPOSITORY" in page
+
+
+def test_the_list_is_newest_first_and_paged_by_key(operator: Operator, office: Server, job_id: str) -> None:
+    ids = [f"{job_id}-{n:02}" for n in range(52)]
+    for id in ids:
+        office.report(id, "provisioning")
+    first = operator.see(f"/?q={job_id}")
+    assert jobs_in(first) == ids[:1:-1]
+    office.report(f"{job_id}-new", "provisioning")  # moves no page
+    older = re.search(r'rel="next" href="([^"]+)"', first)
+    assert older
+    last = operator.see(unescape(older[1]))
+    assert jobs_in(last) == [ids[1], ids[0]]
+    assert 'rel="next"' not in last
+    assert operator.ask("/?before=nonsense").status_code == 400
+
+
+def test_jobs_are_found_by_status_by_condition_and_by_the_start_of_an_id(serve: Serve, job_id: str) -> None:
+    server = serve(QUIET_AFTER="1", LOST_AFTER="2")
+    for n, milestone in enumerate(("vm_created", "running", "failed")):
+        server.report(f"{job_id}-{n}", milestone)
+    job = {"agent_id": f"agent-{job_id}", "job_id": "x" + job_id, "dispatch": False}
+    assert server.api("/api/jobs", json=job).status_code == 201
+    operator = signed_in(server)
+
+    def found(query: str) -> list[str]:
+        return jobs_in(operator.see(f"/?{query}"))
+
+    wait_until(lambda: found("condition=quiet") == [f"{job_id}-0"])
+    wait_until(lambda: found("condition=lost") == [f"{job_id}-0"])
+    assert found("condition=quiet") == []
+    assert found("condition=live") == found("status=queued") == [f"x{job_id}"]
+    assert found("condition=over") == [f"{job_id}-2", f"{job_id}-1"]
+    assert found("status=running") == found("status=running&condition=over") == [f"{job_id}-1"]
+    assert found("status=failed&condition=live") == []
+    assert found(f"q=agent-{job_id}") == found(f"q=x{job_id}") == [f"x{job_id}"]
+    assert found(f"q={job_id[:-1]}") == [f"{job_id}-{n}" for n in (2, 1, 0)]
+    page = operator.see()
+    counts = dict(re.findall(r'data-count="(\w+)"><a[^>]*>(\S+)', page))
+    assert counts == {"live": "1", "quiet": "0", "lost": "1", "failed": "1", "running": "1"}
+
+
+def test_a_search_for_what_no_id_can_be_says_so(operator: Operator) -> None:
+    for search in ("%25", "%00", "a b", "x" * 65, "<script>"):
+        page = operator.see(f"/?q={search}")
+        assert "q-problem" in page
+        assert "<script>" not in page
+
+
+def test_the_list_hears_of_every_change_at_once(serve: Serve, job_id: str) -> None:
+    """Whichever of two processes took the callback and whichever holds the stream."""
+    server = serve(WEB_CONCURRENCY="2")
+    streams = [listen(signed_in(server)) for _ in range(4)]
+    seen = [stream.next() for stream in streams]
+    for n in range(5):
+        server.report(f"{job_id}-{n}", "provisioning")
+        now = [stream.next() for stream in streams]
+        assert {event["event"] for event in now} == {"jobs"}
+        assert all(int(after["id"]) > int(before["id"]) for before, after in zip(seen, now, strict=True))
+        seen = now
+    for stream in streams:
+        stream.close()
+
+
+def listen(operator: Operator) -> Events:
+    cookie = f"{operator.cookie.name}={operator.cookie.value}"
+    return Events(f"{operator.server.url}/events", headers={"Cookie": cookie})
+
+
+# Starting
 
 
 def test_a_job_is_started_from_the_form(operator: Operator, at_github: GitHub, job_id: str) -> None:
-    answer = operator.submit("/", agent_id="agent-1", region="eu", job_id=job_id, dispatch="on")
+    fields = {"agent_id": f" agent-{job_id} ", "region": "eu", "job_id": job_id, "dispatch": "on"}
+    answer = operator.submit("/", **fields)
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/jobs/{job_id}")
+    assert operator.submit("/", **fields).headers["Location"] == f"/jobs/{job_id}"
     assert at_github.dispatched(job_id) == 1
-    assert "agent-1" in operator.see(f"/jobs/{job_id}")
+    page = operator.see(f"/jobs/{job_id}")
+    assert f"agent-{job_id}" in page
+    assert str(at_github.runs[-1]["html_url"]) in page or str(at_github.runs[-1]["id"]) in page
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("agent_id", ""), ("agent_id", "a b"), ("region", "x" * 65), ("job_id", "../x"), ("job_id", '"><b>')],
+)
+def test_a_bad_field_is_told_beside_it_and_what_was_typed_is_kept(
+    operator: Operator, job_id: str, field: str, value: str
+) -> None:
+    answer = operator.submit("/", **{"agent_id": f"agent-{job_id}", "region": "eu-kept", field: value})
+    assert answer.status_code == 400
+    assert f'id="{field}-problem"' in answer.text
+    assert answer.text.count("-problem" + '" role="alert"') == 1
+    assert field == "region" or 'value="eu-kept"' in answer.text
+    assert unescape(re.findall(rf'name="{field}" value="([^"]*)"', answer.text)[0]) == value
+    assert "<b>" not in answer.text
+
+
+def test_a_job_that_is_in_the_way_and_a_missing_setting_are_told_in_words(
+    operator: Operator, serve: Serve, job_id: str
+) -> None:
+    agent = f"agent-{job_id}"
+    operator.submit("/", agent_id=agent, job_id=job_id)
+    answer = operator.submit("/", agent_id=agent)
+    assert answer.status_code == 409
+    assert f"the job {job_id} of the agent {agent} is not over yet" in answer.text
+    answer = signed_in(serve()).submit("/", agent_id=agent, dispatch="on")
+    assert answer.status_code == 409
+    assert "set DISPATCH_TOKEN and DISPATCH_REPOSITORY" in answer.text
+
+
+def test_what_github_refuses_is_told_by_the_job(operator: Operator, at_github: GitHub, job_id: str) -> None:
+    at_github.refuse(401, "Bad credentials")
+    answer = operator.submit("/", agent_id=f"agent-{job_id}", job_id=job_id, dispatch="on")
+    page = operator.see(answer.headers["Location"])
+    assert 'data-status="failed"' in page
+    assert "GitHub does not know DISPATCH_TOKEN" in page
+
+
+# One job
+
+
+def test_a_job_shows_its_callbacks_in_order_its_attempts_and_its_addresses(
+    operator: Operator, office: Server, job_id: str
+) -> None:
+    def say(milestone: str, run: int, **fields: object) -> None:
+        office.report(job_id, milestone, workflow_run_id=run, **fields)
+
+    say("provisioning", 1, sent_at=round(time()) - 100)
+    say("failed", 1, failed_step="provision", error="no <b>capacity</b>")
+    say("vm_created", 2)
+    say("heartbeat", 2)
+    end = {"server_id": 4711, "server_ip": "192.0.2.7", "tailscale_ip": "100.64.0.7"}
+    say("running", 2, **end)
+    page = operator.see(f"/jobs/{job_id}")
+    assert re.findall(r'data-callback="(\w+)"', page) == [
+        "provisioning",
+        "failed",
+        "vm_created",
+        "heartbeat",
+        "running",
+    ]
+    assert len(re.findall(r"<time", re.findall(r'data-callback="provisioning">.*', page)[0])) == 2
+    assert len(re.findall(r"<time", re.findall(r'data-callback="running">.*', page)[0])) == 1
+    assert re.findall(r'data-attempt-number="(\d)"', page) == ["2", "1"]
+    assert "no &lt;b&gt;capacity&lt;/b&gt;" in page
+    assert all(str(value) in page for value in end.values())
+    assert office.link(job_id) in page
+
+
+def test_of_very_many_callbacks_the_newest_are_shown(operator: Operator, office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning")
+    assert "Only the newest" not in operator.see(f"/jobs/{job_id}")
+    for _ in range(200):
+        office.report(job_id, "heartbeat")
+    page = operator.see(f"/jobs/{job_id}")
+    assert re.findall(r'data-callback="(\w+)"', page) == ["heartbeat"] * 200
+    assert "Only the newest 200" in page
+
+
+def test_two_ends_that_contradict_each_other_are_told(
+    operator: Operator, office: Server, job_id: str
+) -> None:
+    office.report(job_id, "running")
+    assert "contradict" not in operator.see(f"/jobs/{job_id}")
+    office.report(job_id, "failed")
+    assert "contradict" in operator.see(f"/jobs/{job_id}")
+    assert "contradict" not in requests.get(office.link(job_id), timeout=30).text
+
+
+def test_an_unknown_job_is_a_404(operator: Operator) -> None:
+    csrf = re.findall(r'name="csrf" value="([^"]+)"', operator.see())[0]
+    for id in ("nobody", "%00", "a b", "x" * 65, ".x"):
+        assert operator.ask(f"/jobs/{id}").status_code == 404
+        for verb in ("retry", "revoke"):
+            url = f"{operator.server.url}/jobs/{id}/{verb}"
+            assert operator.post(url, data={"csrf": csrf}, timeout=30).status_code == 404
+
+
+def test_a_link_that_is_no_longer_shared_is_dead_and_its_streams_end(
+    operator: Operator, office: Server, job_id: str
+) -> None:
+    office.report(job_id, "provisioning")
+    old, stream = office.link(job_id), office.events(job_id)
+    stream.next()
+    assert operator.submit(f"/jobs/{job_id}/revoke", f"/jobs/{job_id}").status_code == 303
+    assert list(stream) == []
+    for path in ("", "/steps", "/events"):
+        assert requests.get(old + path, timeout=30).status_code == 404
+    new = office.link(job_id)
+    assert new != old
+    assert new in operator.see(f"/jobs/{job_id}")
+    assert office.flask("link", job_id).stdout.strip() == new
+    office.report(job_id, "vm_created")
+    assert office.states(job_id)[2] == "active"
+
+
+def test_no_page_of_the_operator_is_kept_or_leaked(operator: Operator, office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning")
+    for path in ("/", f"/jobs/{job_id}", "/sign-in", "/jobs/nobody"):
+        headers = operator.ask(path).headers
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+# In a browser
+
+
+def test_a_person_signs_in_starts_a_job_sees_it_move_retries_it_and_stops_sharing_it(
+    browser: Browser, office: Server, at_github: GitHub, job_id: str
+) -> None:
+    page = browser.new_page()
+    troubles: list[str] = []
+    page.on("console", lambda said: troubles.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(office.flask("sign-in").stdout.strip())
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("Start a job").click()
+    page.get_by_label("Agent", exact=True).fill(f"agent-{job_id}")
+    page.get_by_label("Job id").fill(job_id)
+    page.get_by_role("button", name="Start").click()
+    expect(page.locator("#job")).to_have_attribute("data-status", "queued")
+    office.report(job_id, "failed", failed_step="provision", workflow_run_id=at_github.runs[-1]["id"])
+    expect(page.locator("#job")).to_have_attribute("data-status", "failed")
+    page.get_by_role("button", name="Retry").click()
+    expect(page.locator("#job")).to_have_attribute("data-attempt", "2")
+    assert at_github.dispatched(job_id) == 2
+
+    link = page.get_by_label("Link to share")
+    old = link.input_value()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    page.get_by_role("button", name="Stop sharing this link").click()
+    expect(link).not_to_have_value(old)
+
+    page.goto(f"{office.url}/?q={job_id}")
+    page.evaluate("window.same = true")
+    row = page.locator(f'[data-job="{job_id}"]')
+    expect(row).to_have_attribute("data-status", "queued")
+    office.report(job_id, "vm_created", workflow_run_id=at_github.runs[-1]["id"])
+    expect(row).to_have_attribute("data-status", "provisioning")
+    office.report(f"{job_id}-2", "running")
+    expect(page.locator("[data-job]").first).to_have_attribute("data-job", f"{job_id}-2")
+    assert page.evaluate("window.same")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Operator token")).to_be_visible()
+    assert set(troubles) <= {"[object Event]"}  # a stream that its page has left
+    page.close()

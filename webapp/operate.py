@@ -14,10 +14,12 @@ from flask import Blueprint, abort, g, redirect, render_template, request, sessi
 from flask.typing import ResponseReturnValue
 from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from werkzeug import Response
+from werkzeug.exceptions import BadRequest
 
 from . import api, logs, progress, start
 from .config import Settings
 from .dispatch import Refused
+from .http import say
 from .live import ANY
 from .models import attempts, attempts_of, callbacks, current_attempts, db, jobs
 from .parts import Parts, parts
@@ -131,8 +133,7 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
             "",
         )
     if asked["q"]:
-        ids = (jobs.c.job_id, jobs.c.agent_id)
-        filters.append(or_(*((id >= asked["q"]) & (id < asked["q"] + "\uffff") for id in ids)))
+        filters.append(_begins(asked["q"]))
     if asked["status"] in progress.STATUSES:
         filters.append(jobs.c.status == asked["status"])
     if asked["condition"] in progress.CONDITIONS:
@@ -150,6 +151,11 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         statuses=progress.STATUSES,
         conditions=progress.CONDITIONS,
     )
+
+
+def _begins(prefix: str) -> ColumnElement[bool]:
+    """The job or its agent has an id that begins so."""
+    return or_(*((id >= prefix) & (id < prefix + "\uffff") for id in (jobs.c.job_id, jobs.c.agent_id)))
 
 
 def _is(condition: str, settings: Settings) -> ColumnElement[bool]:
@@ -230,6 +236,12 @@ def job(job_id: str, problem: str = "") -> str:
         problem=problem,
         csrf=session["csrf"],
     )
+
+
+@bp.errorhandler(start.BadField)
+def bad_mark(error: start.BadField) -> Response:
+    """No page has this mark."""
+    return say(BadRequest(str(error)))
 
 
 @bp.post("/jobs/<id:job_id>/retry")
