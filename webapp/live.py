@@ -84,8 +84,8 @@ class Live:
                     yield frame
                     if frame.is_over:
                         return
-                    if topic.watchers == 1:  # ten thousand bodies would be more than all the rest
-                        topic.frame = replace(frame, body=None)
+                    if topic.watchers == 1 and topic.frame is frame:
+                        topic.frame = replace(frame, body=None)  # 10,000 would be more than all the rest
                 elif not changed.wait(self._patience(topic)) and not self._is_due(topic):
                     yield None
         finally:
@@ -125,7 +125,7 @@ class Live:
             del self._topics[job_id]
 
     def _newest(self, topic: _Topic, job_id: str) -> Frame | None:
-        if topic.stale or self._is_due(topic):
+        if topic.stale or topic.making.locked() or self._is_due(topic):
             with topic.making:
                 if topic.stale or self._is_due(topic):
                     topic.stale, topic.made_at = False, time()
