@@ -1,0 +1,146 @@
+"""Wake-ups: every stream shows what any process was told, promptly, in order, and no oftener than useful."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.bench.client import Client, heartbeat, milestone, workers_of
+from tests.conftest import Serve
+from tests.milepost import CALLBACKS, Events, Server, new_job_id, sign, wait_until
+from webapp.live import SHORTEST_INTERVAL
+
+COMMENT_EVERY = 20  # seconds, says the contract
+STEPS = ("vm_created", "ansible_started", "ansible_complete")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resting(server: Server) -> Iterator[tuple[Events, float]]:
+    """A stream on which nothing happens while the other tests run, and since when."""
+    job_id = new_job_id()
+    server.report(job_id, "provisioning")
+    with closing(server.events(job_id, timeout=COMMENT_EVERY)) as events:
+        assert events.next()["event"] == "steps"
+        yield events, time.monotonic()
+
+
+@contextmanager
+def watching(server: Server, job_ids: Iterable[str], times: int = 1) -> Iterator[Client]:
+    """The streams of these jobs, each so often, open and with their first fragment."""
+    with closing(Client(server.port)) as client:
+        paths = [urlsplit(server.link(job_id)).path for job_id in job_ids]
+        client.open_streams(paths * times)
+        yield client
+
+
+def all_show(client: Client, versions: dict[int, int]) -> None:
+    """Wait until each of the client's streams has shown this version as its newest."""
+    wait_until(lambda: client.listen(0.05) or {a.stream: a.version for a in client.arrivals} == versions)
+
+
+def version(server: Server, job_id: str) -> int:
+    return int(server.page(job_id)["version"])
+
+
+def a_connection_to_each_worker(server: Server) -> dict[int, HTTPConnection]:
+    found: dict[int, HTTPConnection] = {}
+
+    def look() -> bool:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        port = connection.sock.getsockname()[1]
+        found.setdefault(workers_of([port], server.workers(), server.port)[port], connection)
+        return found.keys() == set(server.workers())
+
+    wait_until(look)
+    return found
+
+
+def test_the_streams_of_every_worker_show_what_any_worker_was_told(serve: Serve, job_id: str) -> None:
+    server = serve(WEB_CONCURRENCY="2")
+    server.report(job_id, "provisioning")
+    path = urlsplit(server.link(job_id)).path
+
+    with closing(Client(server.port)) as client:
+
+        def spread() -> bool:
+            client.open_streams([path])
+            ports = client.stream_ports().values()
+            return set(workers_of(ports, server.workers(), server.port).values()) == set(server.workers())
+
+        wait_until(spread)
+        streams = client.stream_ports()
+        workers = a_connection_to_each_worker(server)
+        for step, connection in zip(STEPS, workers.values(), strict=False):
+            body = json.dumps({"job_id": job_id, "status": "provisioning", "step": step}).encode()
+            connection.request("POST", CALLBACKS, body, {"X-Signature": sign(body)})
+            assert connection.getresponse().status == 200
+            all_show(client, dict.fromkeys(streams, version(server, job_id)))
+
+
+def test_the_streams_of_two_servers_show_what_either_was_told(
+    server: Server, serve: Serve, job_id: str
+) -> None:
+    other = serve(DATABASE_URL=server.database_url)
+    server.report(job_id, "provisioning")
+    with watching(server, [job_id]) as here, watching(other, [job_id]) as there:
+        for told, step in zip((server, other, server), STEPS, strict=True):
+            told.report(job_id, step)
+            for client in (here, there):
+                all_show(client, {0: version(server, job_id)})
+
+
+def test_no_change_is_lost_however_fast_they_come(serve: Serve) -> None:
+    server = serve(WEB_CONCURRENCY="2")
+    job_ids = [new_job_id() for _ in range(30)]
+    for job_id in job_ids:
+        server.report(job_id, "provisioning")
+    with watching(server, job_ids, times=2) as client:
+        for step in (*STEPS, "running"):
+            told = [milestone(job_id, step) for job_id in job_ids]
+            told += [heartbeat(job_id, time.time() + n) for n in range(4) for job_id in job_ids]
+            load = client.storm(told, 60)
+            assert (len(load.latencies), load.errors) == (len(told), 0)
+            newest = [version(server, job_id) for job_id in job_ids]
+            all_show(client, dict(enumerate(newest * 2)))
+
+
+def test_a_burst_of_changes_is_few_frames_and_the_newest_of_them(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    with watching(server, [job_id]) as client:
+        client.arrivals.clear()
+        load = client.storm([heartbeat(job_id, time.time() + n) for n in range(200)], 60)
+        assert (len(load.latencies), load.errors) == (200, 0)
+        all_show(client, {0: version(server, job_id)})
+        assert len(client.arrivals) <= 3 + load.seconds / SHORTEST_INTERVAL
+        versions = [arrival.version for arrival in client.arrivals]
+        assert versions == sorted(set(versions))
+
+
+def test_silence_alone_is_shown_and_so_is_its_end(serve: Serve, job_id: str) -> None:
+    server = serve(QUIET_AFTER="0.5", LOST_AFTER="1")
+    server.report(job_id, "provisioning")
+    with closing(server.events(job_id)) as events:
+        shown = [events.next() for _ in range(3)]
+        for frame, condition in zip(shown, ("live", "quiet", "lost"), strict=True):
+            assert f'data-condition="{condition}"' in frame["data"]
+        server.report(job_id, "heartbeat")
+        assert 'data-condition="live"' in events.next()["data"]
+
+
+def test_a_stream_on_a_job_that_is_over_says_so_and_ends(server: Server, job_id: str) -> None:
+    server.report(job_id, "failed", error="no room")
+    with closing(server.events(job_id)) as events:
+        assert [event["event"] for event in events] == ["steps", "done"]
+
+
+def test_a_stream_at_rest_says_that_it_is_still_there(resting: tuple[Events, float]) -> None:
+    events, since = resting
+    left = max(COMMENT_EVERY - (time.monotonic() - since), 1)
+    events.response.raw._fp.fp.raw._sock.settimeout(left)
+    assert next(iter(events)).keys() == {""}  # a comment alone
