@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 def create() -> None:
     """Have the job's server run and join, or raise ProvisioningError."""
-    job_id, agent_id, place = job(), identifier("AGENT_ID"), location()
+    job_id, agent_id, place = wanted()
     public_key, _ = ssh_public_key(), agent_image()
     hetzner, tailscale, name = client(), Tailscale(), hostname(job_id)
 
@@ -68,9 +68,9 @@ def create() -> None:
 def destroy() -> None:
     """Delete whatever the job has, and say what could not be deleted."""
     try:
-        job_id = job()
-    except ProvisioningError:
-        output(result="Nothing had been created.")  # `create` refuses such a job, too
+        job_id, _, _ = wanted()
+    except ProvisioningError:  # `create` refused it, too; a server that a former run made is not its own
+        output(result="Nothing had been created.")
         return
     try:
         hetzner = client()
@@ -89,6 +89,11 @@ def leave_network(job_id: str) -> None:
         Tailscale().remove(hostname(job_id))
     except ProvisioningError as problem:
         print(f"::warning::The device was left to expire: {problem}", flush=True)
+
+
+def wanted() -> tuple[str, str, str]:
+    """Return job id, agent id and location, or raise ProvisioningError: nothing else gets further."""
+    return job(), identifier("AGENT_ID"), location()
 
 
 def job() -> str:

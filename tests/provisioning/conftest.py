@@ -14,7 +14,14 @@ from tests.provisioning.workflow import Runner
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--chroot", action="store_true", help="configure a debootstrap chroot; needs root")
+    parser.addoption("--chroot", action="store_true", help="only the run into a chroot; needs root")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The run into a chroot takes minutes and root, so it is a command of its own."""
+    chroot = bool(config.getoption("--chroot", default=False))
+    is_test = collection_path.name.startswith("test_")
+    return True if is_test and chroot != (collection_path.name == "test_chroot.py") else None
 
 
 @pytest.fixture

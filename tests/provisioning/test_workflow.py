@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,12 @@ class Scene:
     attempts: int = 0
     log: str = ""
 
+    environment: dict[str, str] = field(default_factory=dict)
+
     def start(self, play: str = "", url: str = "", **inputs: str) -> Run:
         self.attempts += 1
         environment = {"PLAY": play, "GITHUB_RUN_ATTEMPT": str(self.attempts), "JOIN_SECONDS": "1"}
+        environment |= self.environment
         fields = {"job_id": self.job_id} | inputs
         return self.runner.start(url or self.relay.url, environment, **fields)
 
@@ -203,12 +206,14 @@ def test_heartbeats_fill_a_long_step(scene: Scene) -> None:
 @pytest.mark.parametrize("state", ["down", "hanging", "failing"])
 def test_the_receiver_does_not_touch_the_run(scene: Scene, state: State, play: str) -> None:
     scene.relay.state = lambda _: state
+    scene.environment |= {"RETRY_SECONDS": "1", "HEARTBEAT_SECONDS": "30"}  # else 10, and 120 at the end
     assert scene.run(play) == (play == "")
-    assert len(scene.clouds.servers) == (play == "")
+    assert len(scene.clouds.servers) == len(scene.clouds.devices) == (play == "")
     assert "::warning" in scene.log
 
 
 def test_nobody_listening_from_start_to_end_does_not_touch_the_run(scene: Scene) -> None:
+    scene.environment["RETRY_SECONDS"] = "1"
     assert scene.run(url=f"http://127.0.0.1:{free_port()}/")
 
 
@@ -220,11 +225,19 @@ def test_a_receiver_that_is_away_in_the_middle_sees_the_end(scene: Scene) -> Non
     assert scene.states() == DONE
 
 
-HOSTILE = ['a"b', "a'b", "$(id)", "`id`", "a\nb", "{{ 7 * 7 }}", "a;b", "../a", "-a", "a b", "é", ""]
+def test_a_run_that_fails_before_the_server_says_that_there_is_none(scene: Scene) -> None:
+    scene.environment["PIP_IGNORE_INSTALLED"] = "1"  # and there is no index: nothing can be installed
+    assert not scene.run()
+    assert scene.relay.milestones() == ["provisioning", "failed"]
+    assert scene.failure()["failed_step"] == scene.failure()["step"] == "unknown"
+    assert scene.failure()["error"].endswith("This run created no server.")
+    assert scene.clouds.requests == []
+    scene.environment.clear()
+    scene.assert_a_rerun_succeeds()
 
 
 @pytest.mark.parametrize(
-    "inputs", [{"agent_id": HOSTILE[2]}, {"agent_id": "x\n::error::{{ 7 * 7 }}\"'"}, {"region": "moon';id"}]
+    "inputs", [{"agent_id": "$(id)"}, {"agent_id": "x\n::error::{{ 7 * 7 }}\"'"}, {"region": "moon';id"}]
 )
 def test_bad_input_is_refused_with_its_reason_before_anything_exists(
     scene: Scene, inputs: dict[str, str]
@@ -233,10 +246,16 @@ def test_bad_input_is_refused_with_its_reason_before_anything_exists(
     assert scene.relay.milestones() == ["provisioning", "failed"]
     assert next(iter(inputs)) in scene.failure()["error"]
     assert scene.failure()["failed_step"] == "provision"
-    assert "POST servers" not in scene.clouds.requests
+    assert scene.clouds.requests == []
 
 
 def test_a_bad_job_id_reaches_nobody(scene: Scene) -> None:
     assert not scene.run(job_id='x", "status": "running')
     assert scene.relay.milestones() == ["provisioning", "failed"], "which Milepost refused"
     assert scene.clouds.requests == []
+
+
+def test_bad_input_does_not_delete_the_server_that_a_former_run_made(scene: Scene) -> None:
+    assert scene.run()
+    assert not scene.run(region="moon")
+    assert len(scene.clouds.servers) == 1

@@ -27,6 +27,7 @@ class Runner:
     clouds: Clouds
     private_key: str
     programs: Path
+    image: str = "registry.example/agent:1"
 
     def __post_init__(self) -> None:
         shutil.copytree(ROOT / ".github", self.folder / "repository/.github", dirs_exist_ok=True)
@@ -57,7 +58,7 @@ class Runner:
                 }
             )
         )
-        variables.write_text(json.dumps({"AGENT_IMAGE": "registry.example/agent:1"}))
+        variables.write_text(json.dumps({"AGENT_IMAGE": self.image}))
         steps = {
             "HCLOUD_ENDPOINT": f"{self.clouds.url}/v1",
             "TAILSCALE_BASE_URL": self.clouds.url,
@@ -100,7 +101,7 @@ class Run:
     log: Path
     folder: Path
 
-    def finish(self, within: float = 120) -> bool:
+    def finish(self, within: float = 300) -> bool:
         """Say whether it succeeded."""
         return self.process.wait(within) == 0
 
