@@ -1,0 +1,166 @@
+"""The start: settings that name themselves, `/healthz`, and `make run` in a fresh copy."""
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.milepost import OPERATOR_TOKEN, ROOT, Server, free_port, wait_until
+
+GUNICORN = ("gunicorn", "-c", "python:webapp.serving", "wsgi:app")
+SHORT = "fifteen letters"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GITHUB_CALLBACK_SECRET", SHORT),
+        ("GITHUB_CALLBACK_SECRET", f"one that is long enough,{SHORT}"),
+        ("GITHUB_CALLBACK_SECRET", "one that is long enough,"),
+        ("SECRET_KEY", SHORT),
+        ("OPERATOR_TOKEN", SHORT),
+        ("GITHUB_WEBHOOK_SECRET", SHORT),
+        ("PORT", "80a"),
+        ("PORT", "65536"),
+        ("DATABASE_URL", "mysql://localhost/milepost"),
+        ("DATABASE_URL", "milepost.db"),
+        ("DATABASE_URL", "sqlite://"),
+        ("PUBLIC_URL", "milepost.example"),
+        ("DISPATCH_REPOSITORY", "milepost"),
+        ("DISPATCH_API_URL", "ftp://api.github.example"),
+        ("EMBED_ORIGINS", "https://wiki.example/page"),
+        ("QUIET_AFTER", "soon"),
+        ("LOST_AFTER", "149"),
+        ("CALLBACK_MAX_SKEW", "-1"),
+        ("CALLBACK_MAX_SKEW", "nan"),
+        ("TRUSTED_PROXIES", "-1"),
+    ],
+)
+def test_a_bad_setting_names_itself_and_keeps_its_value_to_itself(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db", **{name: value})
+    check_refused(server.flask("jobs", check=False), name)
+
+
+@pytest.mark.parametrize("name", ["GITHUB_CALLBACK_SECRET", "SECRET_KEY", "OPERATOR_TOKEN"])
+@pytest.mark.parametrize("command", [GUNICORN, ("flask", "--app", "wsgi", "run")], ids=["gunicorn", "flask"])
+def test_a_server_does_not_start_without_its_secrets(
+    tmp_path: Path, name: str, command: tuple[str, ...]
+) -> None:
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db")
+    del server.environ[name]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=server.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,  # and it does not start workers for ever
+        check=False,
+    )
+    check_refused(done, name)
+
+
+def check_refused(done: subprocess.CompletedProcess[str], name: str) -> None:
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: {name} ") or done.stderr.startswith(f"\nError: {name} ")
+    assert done.stderr.count("\n") <= 2 and SHORT not in done.stderr
+
+
+def test_healthz_is_503_until_the_database_works(new_database: Callable[[], str], tmp_path: Path) -> None:
+    server = Server(tmp_path, new_database())
+    url = f"{server.url}/healthz"
+    with running([sys.executable, "-m", *GUNICORN], ROOT, server.environ, server.log):
+        wait_until(lambda: status(url) == 503)
+        server.flask("db", "upgrade")
+        assert wait_until(lambda: status(url)) == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def status(url: str) -> int | None:
+    try:
+        return requests.get(url, timeout=30).status_code
+    except requests.ConnectionError:
+        return None
+
+
+@contextmanager
+def running(command: list[str], folder: Path, environ: dict[str, str], log: Path) -> Iterator[None]:
+    """A command and all that it starts."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environ, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.fixture
+def fresh_copy(tmp_path: Path) -> Path:
+    """The tracked files alone, beside the packages that are installed already."""
+    copy = tmp_path / "milepost"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in tracked.stdout.split("\0"):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    os.utime(copy / "requirements.txt", (0, 0))
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    return copy
+
+
+def test_make_run_sets_itself_up_shows_a_rehearsal_and_keeps_its_secrets(
+    fresh_copy: Path, new_database: Callable[[], str], tmp_path: Path
+) -> None:
+    url, database = f"http://127.0.0.1:{(port := free_port())}", new_database()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PORT": str(port)}
+    if database.startswith("postgresql"):  # SQLite is where nothing is said
+        environ["DATABASE_URL"] = database
+    seen = []
+    for start in ("first", "second"):
+        log = tmp_path / start
+        with running(["make", "run"], fresh_copy, environ, log):
+            wait_until(lambda: status(f"{url}/healthz") == 200, within=60)
+            sign_in = wait_until(lambda log=log: re.search(r"Sign in: (\S+)", log.read_text()))[1]
+            assert sign_in.startswith(url) and requests.get(sign_in, timeout=30).ok
+            if start == "first":
+                link = wait_until(lambda log=log: re.search(r"Progress page: (\S+)", log.read_text()))[1]
+            answer = requests.get(link, headers={"Accept": "application/json"}, timeout=30)
+            assert answer.json()["region"] == "rehearsal"
+        assert "Traceback" not in log.read_text()
+        files = sorted((fresh_copy / "instance").iterdir())
+        secrets = {file.name: file.read_text() for file in files if not file.name.startswith("milepost.db")}
+        assert secrets.keys() == {"github_callback_secret", "secret_key", "operator_token"}
+        assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files if file.name in secrets)
+        assert not any(secret in log.read_text() for secret in secrets.values())
+        seen.append(secrets)
+    assert seen[0] == seen[1]
+    assert "Progress page" not in (tmp_path / "second").read_text(), "a rehearsal on an empty database alone"
+
+
+def test_make_run_names_a_bad_setting(fresh_copy: Path, tmp_path: Path) -> None:
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "OPERATOR_TOKEN": OPERATOR_TOKEN[:15]}
+    done = subprocess.run(
+        ["make", "run"],
+        cwd=fresh_copy,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode and "OPERATOR_TOKEN must be set, to at least 16 characters" in done.stderr
+    assert "Traceback" not in done.stderr and OPERATOR_TOKEN[:15] not in done.stderr
