@@ -1,0 +1,160 @@
+"""What goes wrong around Milepost, and that watchers and runners get over it."""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from playwright.sync_api import Browser, expect
+
+from tests.bench.client import Client, heartbeat, request, resident
+from tests.conftest import Serve
+from tests.milepost import Server, wait_until
+
+SILENT = 2000  # clients
+DEAF = 50  # clients
+CHANGES = 50
+MEMORY = 4 * 2**20  # bytes; what the deaf were sent is thrice as much
+
+
+def provisioning(job_id: str, step: str | None = None) -> bytes:
+    return json.dumps({"job_id": job_id, "status": "provisioning", "step": step}).encode()
+
+
+@contextmanager
+def unavailable_database(server: Server, request: pytest.FixtureRequest) -> Iterator[None]:
+    """While nobody can write to the server's database."""
+    if server.database_url.startswith("sqlite"):
+        path = server.database_url.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+            other.execute("COMMIT")
+    else:
+        cluster = request.getfixturevalue("cluster")
+        cluster.stop()
+        yield
+        cluster.start()
+
+
+def test_without_its_database_it_answers_503_and_then_goes_on_by_itself(
+    serve: Serve, request: pytest.FixtureRequest, job_id: str
+) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    with closing(server.events(job_id)) as events:
+        assert 'data-step="creating" data-state="active"' in events.next()["data"]
+        with unavailable_database(server, request):
+            refused = server.post(provisioning(job_id, "vm_created"))
+            assert (refused.status_code, set(refused.json())) == (503, {"error"})
+            assert int(refused.headers["Retry-After"]) > 0
+            if "postgresql" in server.database_url:  # on SQLite readers go on beside a writer
+                assert requests.get(link, timeout=30).status_code == 503
+                assert requests.get(f"{server.url}/healthz", timeout=30).status_code == 503
+        assert server.post(provisioning(job_id, "vm_created")).json() == {
+            "received": True,
+            "duplicate": False,
+        }
+        assert requests.get(link, timeout=30).status_code == 200
+        assert 'data-step="installing" data-state="active"' in events.next()["data"]
+
+
+def test_a_page_whose_worker_is_killed_comes_back_by_itself_with_the_newest_state(
+    serve: Serve, browser: Browser, job_id: str
+) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    page = browser.new_page()
+    with page.expect_request(lambda asked: asked.url.endswith("/events")):
+        page.goto(server.link(job_id))
+    expect(page.locator('[data-step="creating"]')).to_have_attribute("data-state", "active")
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: worker not in server.workers() and server.workers() and server.is_up())
+    server.report(job_id, "vm_created")
+    expect(page.locator('[data-step="installing"]')).to_have_attribute("data-state", "active", timeout=3000)
+    page.close()
+
+
+def test_streams_whose_worker_is_killed_return_to_the_next_with_the_newest_state(
+    serve: Serve, job_id: str
+) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    with ExitStack() as streams:
+        opened = [streams.enter_context(closing(server.events(job_id))) for _ in range(20)]
+        for events in opened:
+            events.next()
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        for events in opened:
+            with pytest.raises(requests.exceptions.ChunkedEncodingError):
+                events.next()
+        server.report(job_id, "vm_created")
+        for _ in opened:
+            back = streams.enter_context(closing(server.events(job_id)))
+            assert 'data-step="installing" data-state="active"' in back.next()["data"]
+
+
+def test_clients_that_connect_and_say_nothing_keep_nobody_waiting(server: Server, job_id: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as silent:
+        silent.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(SILENT):
+            silent.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+        wait_until(lambda: open_files(server) >= SILENT)
+        assert server.report(job_id, "provisioning") is False
+        assert server.states(job_id)[1] == "active"
+        with closing(server.events(job_id)) as events:
+            assert events.next()["event"] == "steps"
+    wait_until(lambda: open_files(server) < SILENT / 10)
+
+
+def open_files(server: Server) -> int:
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in server.workers())
+
+
+@contextmanager
+def deaf(server: Server, path: str) -> Iterator[socket.socket]:
+    """A client that opens a stream and reads nothing."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(request(f"{path}/events"))
+        yield client
+
+
+def test_a_client_that_stops_reading_costs_little_and_is_let_go_of_when_it_is_gone(
+    serve: Serve, job_id: str
+) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    path = urlsplit(server.link(job_id)).path
+    with closing(Client(server.port)) as reader:
+        reader.open_streams([path])
+        files = open_files(server)
+        with ExitStack() as clients:
+            for _ in range(DEAF):
+                clients.enter_context(deaf(server, path))
+            wait_until(lambda: open_files(server) >= files + DEAF)
+            memory = resident(server.workers())
+            reader.arrivals.clear()
+            load = reader.pace([heartbeat(job_id, time.time() + n) for n in range(CHANGES)], rate=10)
+            assert (len(load.latencies), load.errors) == (CHANGES, 0)
+            newest = int(server.page(job_id)["version"])
+            wait_until(lambda: reader.listen(0.05) or reader.arrivals[-1].version == newest)
+            assert len(reader.arrivals) > CHANGES / 2
+            assert resident(server.workers()) - memory < MEMORY
+        server.report(job_id, "vm_created")
+        wait_until(lambda: open_files(server) < files + DEAF / 2)  # the database has some, too
