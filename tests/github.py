@@ -60,6 +60,7 @@ class GitHub:
     answers: list[tuple[int, dict[str, object], dict[str, str]]] = field(default_factory=list)
     tells_details: bool = True
     hang: threading.Event | None = None
+    hanging: int = 0
 
     @property
     def settings(self) -> dict[str, str]:
@@ -117,10 +118,11 @@ def github() -> Iterator[GitHub]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if stand_in.hang:
-                stand_in.hang.wait(60)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             token = self.headers.get("Authorization", "")
+            if stand_in.hang:
+                stand_in.hanging += 1
+                stand_in.hang.wait(60)
             status, said, headers = stand_in.answer(self.command, self.path, body, token)
             content = b"" if said is None else json.dumps(said).encode()
             self.send_response(status)
@@ -146,3 +148,41 @@ def github() -> Iterator[GitHub]:
             stand_in.hang.set()
         listener.shutdown()
         listener.server_close()
+
+
+def workflow_run(run: dict[str, Any]) -> dict[str, Any]:
+    """The payload of a `workflow_run` delivery, without what nobody here looks at."""
+    action = {"queued": "requested", "waiting": "requested", "in_progress": "in_progress"}
+    return {
+        "action": action.get(run["status"], "completed"),
+        "workflow_run": run,
+        "workflow": {"id": 1, "name": run["name"], "path": run["path"].partition("@")[0]},
+        "repository": {"id": 2, "name": REPOSITORY.partition("/")[2], "full_name": REPOSITORY},
+        "sender": {"login": "octocat", "id": 3},
+    }
+
+
+def workflow_job(run: dict[str, Any], status: str, conclusion: str | None = None) -> dict[str, Any]:
+    """The payload of a `workflow_job` delivery of a run's only job."""
+    return {
+        "action": status,
+        "workflow_job": {
+            "id": next(_ids),
+            "run_id": run["id"],
+            "run_attempt": run["run_attempt"],
+            "workflow_name": run["name"],
+            "name": "provision",
+            "head_branch": "main",
+            "html_url": f"{run['html_url']}/job/1",
+            "status": status,
+            "conclusion": conclusion,
+            "created_at": now(),
+            "started_at": now(),
+            "completed_at": now() if conclusion else None,
+            "labels": ["ubuntu-latest"],
+            "runner_id": 1,
+            "runner_name": "GitHub Actions 1",
+        },
+        "repository": {"id": 2, "name": REPOSITORY.partition("/")[2], "full_name": REPOSITORY},
+        "sender": {"login": "octocat", "id": 3},
+    }

@@ -1,13 +1,15 @@
 """Starting runs at GitHub: once, bounded, and refused in words that help. Its stand-in is on loopback."""
 
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests.conftest import Serve
-from tests.github import REPOSITORY, GitHub, a_run, github
+from tests.github import REPOSITORY, GitHub, github
 from tests.milepost import Server, wait_until
 
 
@@ -141,30 +143,6 @@ def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str
     assert server.api(f"/api/jobs/{job_id}").status_code == 404
 
 
-def test_a_failed_job_is_retried_as_a_new_attempt(dispatcher: Server, at_github: GitHub, job_id: str) -> None:
-    start(dispatcher, job_id)
-    first_run = at_github.runs[-1]["id"]
-    retry = f"/api/jobs/{job_id}/retry"
-    assert dispatcher.api(retry, method="POST").status_code == 409
-    dispatcher.report(job_id, "failed", failed_step="provision", workflow_run_id=first_run)
-    assert dispatcher.api(retry, method="POST").json()["attempt"] == 2
-    assert dispatcher.api(retry, method="POST").status_code == 409
-    assert at_github.dispatched(job_id) == 2
-    dispatcher.report(job_id, "ansible_complete", workflow_run_id=first_run)
-    assert dispatcher.job(job_id)["status"] == "queued"
-    dispatcher.report(job_id, "vm_created", workflow_run_id=at_github.runs[-1]["id"])
-    job = dispatcher.job(job_id)
-    assert (job["attempt"], job["status"]) == (2, "provisioning")
-
-
-def test_a_job_that_callbacks_registered_cannot_be_retried(dispatcher: Server, job_id: str) -> None:
-    dispatcher.report(job_id, "failed")
-    answer = dispatcher.api(f"/api/jobs/{job_id}/retry", method="POST")
-    assert answer.status_code == 409
-    assert "agent" in answer.json()["error"]
-    assert dispatcher.api("/api/jobs/nobody/retry", method="POST").status_code == 404
-
-
 def test_the_token_goes_nowhere_but_to_github(dispatcher: Server, at_github: GitHub, job_id: str) -> None:
     at_github.refuse(307, "", Location=f"{at_github.url}/elsewhere")
     start(dispatcher, job_id)
@@ -172,5 +150,58 @@ def test_the_token_goes_nowhere_but_to_github(dispatcher: Server, at_github: Git
     assert at_github.settings["DISPATCH_TOKEN"] not in dispatcher.log.read_text()
 
 
-def test_a_run_made_before_a_crash_is_found_and_not_made_again(at_github: GitHub) -> None:
-    assert a_run("x")["display_title"] == "Provision x"
+@pytest.mark.parametrize("was_made", [True, False])
+def test_a_dispatch_that_a_crash_interrupted_is_made_once_in_all(
+    serve: Serve, job_id: str, was_made: bool
+) -> None:
+    with github() as at_github:
+        server = serve(**at_github.settings)
+        interrupt(server, at_github, job_id, was_made)
+        assert at_github.dispatched(job_id) == was_made
+        assert start(server, job_id)[0] == 200  # it may be under way yet
+        assert at_github.dispatched(job_id) == was_made
+        age(server, job_id)
+        status, job = start(server, job_id)
+        assert (status, job["status"]) == (200, "queued")
+        assert at_github.dispatched(job_id) == 1
+        assert str(at_github.runs[-1]["id"]) in str(job["run_url"])
+
+
+@pytest.mark.parametrize("was_made", [True, False])
+def test_what_became_of_an_interrupted_dispatch_is_found_out_by_itself(
+    serve: Serve, job_id: str, was_made: bool
+) -> None:
+    with github() as at_github:
+        server = serve(QUIET_AFTER="1", **at_github.settings)
+        interrupt(server, at_github, job_id, was_made)
+        age(server, job_id)
+        if was_made:
+            wait_until(lambda: server.job(job_id)["run_url"], within=30)
+            assert server.job(job_id)["status"] == "queued"
+        else:
+            wait_until(lambda: server.job(job_id)["status"] == "failed", within=30)
+            assert "interrupted" in server.job(job_id)["error"]
+
+
+def interrupt(server: Server, at_github: GitHub, job_id: str, was_made: bool) -> None:
+    """Kill the server while it waits for GitHub's answer to a dispatch."""
+    at_github.hang = threading.Event()
+    if not was_made:
+        at_github.refuse(500)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(start, server, job_id)
+        wait_until(lambda: at_github.hanging)
+        server.stop(signal.SIGKILL)
+        assert asking.exception(30)
+    at_github.hang.set()
+    at_github.hang = None
+    wait_until(lambda: at_github.asked)
+    server.start()
+
+
+def age(server: Server, job_id: str) -> None:
+    """As if the dispatch had been asked for a minute ago."""
+    url = server.database_url.replace("postgresql:", "postgresql+psycopg:")
+    with create_engine(url).begin() as connection:
+        earlier = text("UPDATE attempts SET asked_at = asked_at - 60 WHERE job_id = :job_id")
+        assert connection.execute(earlier, {"job_id": job_id}).rowcount == 1
