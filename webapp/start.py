@@ -156,6 +156,7 @@ def _dispatch(parts: Parts, due: Due) -> None:
         lambda transaction: conclude(transaction, due.job_id, due.number, run, refusal)
     )
     if refusal and is_refused:
+        logs.event("dispatch refused", job=due.job_id, cause=str(refusal))
         raise refusal
 
 

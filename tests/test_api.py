@@ -1,0 +1,268 @@
+"""The operator's door for machines, by its contract."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import Serve
+from tests.github import GitHub, github
+from tests.milepost import OPERATOR_TOKEN, Server, wait_until
+
+FIELDS = {
+    "job_id",
+    "agent_id",
+    "region",
+    "status",
+    "condition",
+    "attempt",
+    "failed_step",
+    "error",
+    "version",
+    "created_at",
+    "last_signal_at",
+    "run_url",
+    "steps",
+}
+
+
+@pytest.fixture(scope="module")
+def at_github() -> Iterator[GitHub]:
+    with github() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def dispatcher(_serve: Serve, at_github: GitHub) -> Server:
+    return _serve(**at_github.settings)
+
+
+def create(server: Server, job_id: str, **fields: object) -> requests.Response:
+    job = {"agent_id": f"agent-{job_id}", "job_id": job_id, "dispatch": False, **fields}
+    return server.api("/api/jobs", json=job)
+
+
+def ids(page: dict[str, Any]) -> list[str]:
+    return [job["job_id"] for job in page["jobs"]]
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    ["", "Bearer", "Bearer wrong", f"Basic {OPERATOR_TOKEN}", f"Bearer {OPERATOR_TOKEN}x", "Bearer é"],
+)
+def test_who_does_not_bear_the_token_learns_and_starts_nothing(
+    server: Server, job_id: str, authorization: str
+) -> None:
+    server.report(job_id, "provisioning")
+    headers = {"Authorization": authorization.encode()}
+    for method, path in (
+        ("GET", "/api/jobs"),
+        ("GET", f"/api/jobs/{job_id}"),
+        ("GET", "/api/jobs/nobody"),
+        ("POST", f"/api/jobs/{job_id}/retry"),
+        ("POST", "/api/jobs"),
+    ):
+        body = {"agent_id": "a", "job_id": f"{job_id}-2", "dispatch": False}
+        answer = requests.request(method, server.url + path, headers=headers, json=body, timeout=30)
+        assert answer.status_code == 401
+        assert set(answer.json()) == {"error"}
+    assert server.api(f"/api/jobs/{job_id}-2").status_code == 404
+
+
+def test_a_job_is_created_at_its_location(server: Server, job_id: str) -> None:
+    answer = create(server, job_id, region="eu")
+    job = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["Location"] == f"{server.url}/api/jobs/{job_id}"
+    assert set(job) == FIELDS | {"progress_url", "server_id", "server_ip", "tailscale_ip"}
+    assert (job["agent_id"], job["region"], job["status"]) == (f"agent-{job_id}", "eu", "queued")
+    assert (job["condition"], job["attempt"], job["last_signal_at"]) == ("live", 1, None)
+    assert server.api(answer.headers["Location"].removeprefix(server.url)).json() == job
+    assert requests.get(job["progress_url"], timeout=30).status_code == 200
+
+
+def test_a_job_without_an_id_is_given_one(server: Server, job_id: str) -> None:
+    answer = server.api(
+        "/api/jobs", json={"agent_id": job_id, "dispatch": False, "region": "", "job_id": None}
+    )
+    assert answer.status_code == 201
+    assert re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", answer.json()["job_id"])
+    assert answer.json()["region"] is None
+
+
+def test_the_same_job_id_again_is_the_same_job(dispatcher: Server, at_github: GitHub, job_id: str) -> None:
+    first = create(dispatcher, job_id, dispatch=True)
+    again = create(dispatcher, job_id, dispatch=True, region="elsewhere")
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json() == first.json()
+    assert again.headers["Location"] == first.headers["Location"]
+    assert at_github.dispatched(job_id) == 1
+    dispatcher.report(job_id, "failed")
+    assert create(dispatcher, job_id, dispatch=True).json()["status"] == "failed"
+    assert at_github.dispatched(job_id) == 1
+
+
+def test_another_unfinished_job_of_the_agent_is_in_the_way_until_it_ends_or_is_lost(
+    serve: Serve, job_id: str
+) -> None:
+    server = serve(QUIET_AFTER="1", LOST_AFTER="2")
+    create(server, job_id)
+    second = {"agent_id": f"agent-{job_id}", "job_id": f"{job_id}-2", "dispatch": False}
+    third = second | {"job_id": f"{job_id}-3"}
+    answer = server.api("/api/jobs", json=second)
+    assert answer.status_code == 409
+    assert job_id in answer.json()["error"]
+    assert server.api(f"/api/jobs/{job_id}-2").status_code == 404
+    server.report(job_id, "failed")
+    assert server.api("/api/jobs", json=second).status_code == 201
+    server.report(f"{job_id}-2", "vm_created")
+    assert server.api("/api/jobs", json=third).status_code == 409
+    wait_until(lambda: server.job(f"{job_id}-2")["condition"] == "lost")
+    assert server.api("/api/jobs", json=third).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({}, "agent_id"),
+        ({"agent_id": ""}, "agent_id"),
+        ({"agent_id": None}, "agent_id"),
+        ({"agent_id": 7}, "agent_id"),
+        ({"agent_id": "a b"}, "agent_id"),
+        ({"agent_id": "a\n"}, "agent_id"),
+        ({"agent_id": "$(reboot)"}, "agent_id"),
+        ({"agent_id": "-a"}, "agent_id"),
+        ({"agent_id": "x" * 65}, "agent_id"),
+        ({"agent_id": "a", "region": "eu;"}, "region"),
+        ({"agent_id": "a", "region": ["eu"]}, "region"),
+        ({"agent_id": "a", "job_id": "../x"}, "job_id"),
+        ({"agent_id": "a", "job_id": True}, "job_id"),
+        ({"agent_id": "a", "dispatch": "false"}, "dispatch"),
+        ({"agent_id": "a", "dispatch": 0}, "dispatch"),
+        ({"agent_id": "a", "agent": "b"}, "agent"),
+    ],
+)
+def test_a_bad_field_is_named(server: Server, fields: dict[str, object], named: str) -> None:
+    answer = server.api("/api/jobs", json=fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{named}:")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff", b'{"agent_id": "a", "agent_id": "b"}', b'{"a": NaN}']
+)
+def test_a_body_that_is_not_strict_json_is_a_400(server: Server, body: bytes) -> None:
+    answer = server.api("/api/jobs", data=body, method="POST")
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error"}
+
+
+def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
+    body = b'{"agent_id": "' + b"a" * 70_000 + b'"}'
+    assert server.api("/api/jobs", data=body).status_code == 413
+
+
+def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str) -> None:
+    for fields in ({"dispatch": True}, {"dispatch": None}):
+        answer = create(server, job_id, **fields)
+        assert answer.status_code == 409
+        assert "DISPATCH_TOKEN" in answer.json()["error"]
+        assert "DISPATCH_REPOSITORY" in answer.json()["error"]
+    assert server.api(f"/api/jobs/{job_id}").status_code == 404
+
+
+def test_a_job_that_github_refuses_is_kept_with_the_reason(
+    dispatcher: Server, at_github: GitHub, job_id: str
+) -> None:
+    at_github.refuse(403, "Resource not accessible by personal access token")
+    answer = create(dispatcher, job_id, dispatch=True)
+    assert answer.status_code == 502
+    assert answer.headers["Location"] == f"{dispatcher.url}/api/jobs/{job_id}"
+    assert (answer.json()["status"], answer.json()["condition"]) == ("failed", "over")
+    assert "actions: write" in answer.json()["error"]
+    assert dispatcher.job(job_id) == answer.json()
+
+
+@pytest.mark.parametrize("job_id", ["nobody", "%00", "a%20b", "%F0%9F%90%AB", "x" * 65, "'", "a%0Ab"])
+def test_an_unknown_job_is_a_404_in_json(server: Server, job_id: str) -> None:
+    for method, verb in (("GET", ""), ("POST", "/retry")):
+        answer = server.api(f"/api/jobs/{job_id}{verb}", method=method)
+        assert answer.status_code == 404
+        assert set(answer.json()) == {"error"}
+
+
+def test_an_unknown_method_is_a_405_in_json(server: Server) -> None:
+    answer = server.api("/api/jobs", method="DELETE")
+    assert answer.status_code == 405
+    assert "GET" in answer.headers["Allow"]
+    assert set(answer.json()) == {"error"}
+
+
+def test_a_job_that_callbacks_registered_has_no_agent_and_all_that_they_told(
+    server: Server, job_id: str
+) -> None:
+    server.report(job_id, "running", server_id=4711, server_ip="192.0.2.7", tailscale_ip="100.64.0.7")
+    job = server.job(job_id)
+    assert (job["agent_id"], job["region"]) == (None, None)
+    assert (job["server_id"], job["server_ip"]) == ("4711", "192.0.2.7")
+    assert job["tailscale_ip"] == "100.64.0.7"
+    assert set(server.page(job_id)) == FIELDS
+
+
+def test_jobs_are_listed_newest_first_a_page_at_a_time(serve: Serve, job_id: str) -> None:
+    server = serve()
+    assert server.api("/api/jobs").json() == {"jobs": [], "before": None}
+    made = [f"{job_id}-{n:02}" for n in range(51)]
+    for id in made:
+        create(server, id)
+    newest = made[::-1]
+    first = server.api("/api/jobs").json()
+    assert ids(first) == newest[:50]
+    assert set(first["jobs"][0]) == FIELDS | {"progress_url", "server_id", "server_ip", "tailscale_ip"}
+    last = server.api("/api/jobs", params={"before": first["before"]}).json()
+    assert (ids(last), last["before"]) == (newest[50:], None)
+    everything = server.api("/api/jobs?limit=200").json()
+    assert (ids(everything), everything["before"]) == (newest, None)
+    found, mark = [], None
+    while True:
+        params = {"limit": "17", **({"before": mark} if mark else {})}
+        page = server.api("/api/jobs", params=params).json()
+        found += ids(page)
+        create(server, f"later-{len(found)}")  # moves no page
+        if not (mark := page["before"]):
+            break
+    assert found == newest
+    assert server.api("/api/jobs?limit=51").json()["before"] is not None
+
+
+def test_jobs_are_filtered_by_status_and_agent(serve: Serve, job_id: str) -> None:
+    server = serve()
+    for n, milestone in enumerate(("", "vm_created", "running", "failed")):
+        create(server, f"{job_id}-{n}", agent_id=f"agent-{n}")
+        if milestone:
+            server.report(f"{job_id}-{n}", milestone)
+    for n, status in enumerate(("queued", "provisioning", "running", "failed")):
+        assert ids(server.api(f"/api/jobs?status={status}").json()) == [f"{job_id}-{n}"]
+        assert ids(server.api(f"/api/jobs?agent_id=agent-{n}&status=").json()) == [f"{job_id}-{n}"]
+    assert ids(server.api("/api/jobs?agent_id=agent-1&status=failed").json()) == []
+    assert ids(server.api("/api/jobs?agent_id=agent").json()) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        *(f"limit={limit} limit".split() for limit in ("0", "201", "-1", "1.5", "x", "1e1", "%D9%A1", "0x1")),
+        ("limit=", "limit"),
+        ("status=done", "status"),
+        ("status=Running", "status"),
+        ("agent_id=%00", "agent_id"),
+        ("agent_id=a%20b", "agent_id"),
+        *(f"before={mark} before".split() for mark in ("x", "%00", "bm9uc2Vuc2U=", "MS4wIAA=", "MSAy%C3%A9")),
+    ],
+)
+def test_a_bad_parameter_is_named(server: Server, query: str, named: str) -> None:
+    answer = server.api(f"/api/jobs?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(f"{named}:")

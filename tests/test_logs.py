@@ -1,0 +1,144 @@
+"""The log: one line for each request and for each event that matters, with nothing secret, by nobody else."""
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import Serve
+from tests.github import TOKEN, GitHub, github
+from tests.milepost import CALLBACKS, KEY, OPERATOR_TOKEN, Server, wait_until
+from tests.test_operate import Operator, signed_in
+
+FORGED = '\r\n{"event": "forged"}\n\u2028\x1b[2K"'
+
+
+@pytest.fixture(scope="module")
+def at_github() -> Iterator[GitHub]:
+    with github() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def office(_serve: Serve, at_github: GitHub) -> Server:
+    return _serve(GITHUB_WEBHOOK_SECRET="the webhook key of the tests", **at_github.settings)
+
+
+def lines(server: Server) -> list[dict[str, Any]]:
+    """All lines, those of gunicorn itself aside."""
+    written = [line for line in server.log.read_text().split("\n") if line]
+    return [json.loads(line) for line in written if not re.match(r"\[\d{4}-[^\]]+\] \[\d+\] \[\w+\] ", line)]
+
+
+def about(server: Server, event: str, **fields: object) -> list[dict[str, Any]]:
+    """The lines of an event, with these fields."""
+    return [
+        line
+        for line in lines(server)
+        if line["event"] == event and all(line.get(name) == value for name, value in fields.items())
+    ]
+
+
+def test_a_request_has_one_line_with_its_id(office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning")
+    answer = requests.get(office.link(job_id), timeout=30)
+    line = wait_until(lambda: about(office, "request", request=answer.headers["X-Request-Id"]))
+    assert len(line) == 1
+    assert (line[0]["method"], line[0]["route"], line[0]["status"]) == ("GET", "/p/<token>", 200)
+    assert line[0]["ms"] >= 0
+    assert line[0]["address"] == "127.0.0.1"
+
+
+def test_a_refused_callback_has_its_cause(office: Server, job_id: str) -> None:
+    refused = [
+        (b"{}", "another key than the right one", "the signature is missing or wrong"),
+        (b'{"job_id": "a b", "status": "running"}', KEY, "job_id"),
+        (b'{"job_id": "x", "status": "running", "sent_at": 1}', KEY, "sent_at"),
+    ]
+    for body, key, cause in refused:
+        answer = office.post(body, key)
+        [line] = wait_until(lambda a=answer: about(office, "request", request=a.headers["X-Request-Id"]))  # type: ignore[misc]
+        assert line["status"] == answer.status_code
+        assert cause in line["cause"]
+
+
+def test_what_the_operator_does_has_a_line(office: Server, at_github: GitHub, job_id: str) -> None:
+    operator = Operator(office)
+    operator.sign_in("not the operator token")
+    operator.sign_in()
+    operator.submit("/", agent_id=f"agent-{job_id}", job_id=job_id, dispatch="on")
+    office.report(job_id, "failed")
+    operator.submit(f"/jobs/{job_id}/retry", f"/jobs/{job_id}")
+    operator.submit(f"/jobs/{job_id}/revoke", f"/jobs/{job_id}")
+    at_github.refuse(401, "Bad credentials")
+    office.api("/api/jobs", json={"agent_id": f"agent-{job_id}-2", "job_id": f"{job_id}-2"})
+    operator.submit("/sign-out")
+    wait_until(lambda: about(office, "sign-out"))
+    assert about(office, "sign-in refused", address="127.0.0.1")[0]["cause"] == "the token is wrong"
+    assert about(office, "sign-in", address="127.0.0.1")
+    assert len(about(office, "start", job=job_id)) == 1
+    assert len(about(office, "retry", job=job_id, attempt=2)) == 1
+    assert len(about(office, "link revoked", job=job_id)) == 1
+    [refused] = about(office, "dispatch refused", job=f"{job_id}-2")
+    assert "DISPATCH_TOKEN" in refused["cause"]
+    assert all(line["request"] for line in about(office, "start", job=job_id))
+
+
+def test_no_input_forges_a_line(office: Server, job_id: str) -> None:
+    office.report(job_id, "failed", error=FORGED, failed_step=FORGED)
+    office.post(json.dumps({"job_id": FORGED, "status": FORGED}).encode())
+    office.api("/api/jobs", json={"agent_id": FORGED})
+    office.api("/api/jobs", params={"before": FORGED, "agent_id": FORGED})
+    office.api(f"/api/jobs/{requests.utils.quote(FORGED)}")
+    operator = signed_in(office)
+    operator.sign_in(FORGED)
+    operator.submit("/", agent_id=FORGED, region=FORGED)
+    operator.get(f"{office.url}/jobs/{requests.utils.quote(FORGED)}", timeout=30)
+    operator.get(office.url, params={"q": FORGED, "status": FORGED, "before": FORGED}, timeout=30)
+    quoted = FORGED.encode("unicode_escape").decode()
+    headers = {
+        "X-Forwarded-For": quoted,
+        "X-Request-Id": quoted,
+        "User-Agent": quoted,
+        "X-GitHub-Event": quoted,
+    }
+    requests.post(office.url + CALLBACKS, data=FORGED.encode(), headers=headers, timeout=30)
+    last = requests.request("FORGE", f"{office.url}/{requests.utils.quote(FORGED)}", timeout=30)
+    wait_until(lambda: about(office, "request", request=last.headers["X-Request-Id"]))
+    assert about(office, "forged") == []
+    assert all(line["time"] and line["level"] in ("info", "warning") for line in lines(office))
+    assert office.log.read_text().isprintable() or not re.search(r"[^\x20-\x7e\n]", office.log.read_text())
+
+
+def test_no_secret_is_ever_in_the_log(office: Server, at_github: GitHub, job_id: str) -> None:
+    """After a session of everything, whatever became of it."""
+    typed = f"typed-{secrets.token_hex(8)}"
+    link = office.flask("sign-in").stdout.strip()
+    operator = Operator(office)
+    operator.submit("/sign-in", link.removeprefix(office.url))
+    cookies = [str(operator.cookie.value)]
+    csrf = re.findall(r'name="csrf" value="([^"]+)"', operator.see())
+    operator.submit("/", agent_id=f"agent-{job_id}", job_id=job_id, dispatch="on")
+    share = office.link(job_id)
+    for path in ("", "/steps", "/nothing", "/steps?after=x"):
+        requests.get(share + path, timeout=30)
+    with requests.get(f"{share}/events", stream=True, timeout=30):
+        office.report(job_id, "failed")
+    at_github.refuse(401, "Bad credentials")
+    operator.submit(f"/jobs/{job_id}/retry", f"/jobs/{job_id}")
+    operator.submit(f"/jobs/{job_id}/revoke", f"/jobs/{job_id}")
+    requests.get(share, timeout=30)
+    requests.get(f"{office.url}/api/jobs", headers={"Authorization": f"Bearer {typed}"}, timeout=30)
+    Operator(office).sign_in(typed)
+    office.post(b"{}", key=typed)
+    last = office.api(f"/api/jobs?token={OPERATOR_TOKEN}")
+    wait_until(lambda: about(office, "request", request=last.headers["X-Request-Id"]))
+    log = office.log.read_text()
+    keys = [link.rsplit("=", 1)[1], share.rsplit("/", 1)[1], share.rsplit(".", 1)[1]]
+    environment = [office.environ[name] for name in ("SECRET_KEY", "GITHUB_WEBHOOK_SECRET")]
+    for secret in (OPERATOR_TOKEN, KEY, TOKEN, typed, *environment, *cookies, *csrf, *keys):
+        assert secret not in log
