@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -14,18 +15,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", choices=["sqlite", "postgresql"], default="sqlite")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "doors: needs a server, so it is run on each database")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "new_database" in getattr(item, "fixturenames", ()):
+            item.add_marker("doors")
+
+
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A PostgreSQL of this run's own."""
-    with postgresql(_open(tmp_path_factory.mktemp("postgresql"))) as cluster:
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL of this run's own; not in pytest's folders, which each run of pytest closes to others."""
+    with TemporaryDirectory(prefix="milepost-") as folder, postgresql(Path(folder)) as cluster:
         yield cluster
-
-
-def _open(folder: Path) -> Path:
-    """Let PostgreSQL's user, who is not root, reach a folder of pytest's."""
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(parent.stat().st_mode | 0o055)
-    return folder
 
 
 @pytest.fixture(scope="session")

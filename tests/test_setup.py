@@ -23,17 +23,12 @@ SHORT = "fifteen letters"
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("GITHUB_CALLBACK_SECRET", SHORT),
         ("GITHUB_CALLBACK_SECRET", f"one that is long enough,{SHORT}"),
-        ("GITHUB_CALLBACK_SECRET", "one that is long enough,"),
         ("SECRET_KEY", SHORT),
         ("OPERATOR_TOKEN", SHORT),
         ("GITHUB_WEBHOOK_SECRET", SHORT),
         ("PORT", "80a"),
-        ("PORT", "65536"),
         ("DATABASE_URL", "mysql://localhost/milepost"),
-        ("DATABASE_URL", "milepost.db"),
-        ("DATABASE_URL", "sqlite://"),
         ("PUBLIC_URL", "milepost.example"),
         ("DISPATCH_REPOSITORY", "milepost"),
         ("DISPATCH_API_URL", "ftp://api.github.example"),
@@ -41,7 +36,6 @@ SHORT = "fifteen letters"
         ("QUIET_AFTER", "soon"),
         ("LOST_AFTER", "149"),
         ("CALLBACK_MAX_SKEW", "-1"),
-        ("CALLBACK_MAX_SKEW", "nan"),
         ("TRUSTED_PROXIES", "-1"),
     ],
 )
