@@ -21,7 +21,8 @@ from .store import CHANNEL, Changes
 
 ANY = ""  # in place of a job id: any job
 ASK_EVERY = 0.02  # seconds between two looks for a sibling's commits
-KEEP_ALIVE = 18.0  # the contract: a comment at least every 20 s
+KEEP_ALIVE = 19.0  # the contract: a comment at least every 20 s
+TOGETHER = 0.25  # comments are due at multiples of this: one wake-up of the process for many streams
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # between two frames of one job; of any
 RETRY_AFTER = 1.0  # when the database is away
 
@@ -66,28 +67,28 @@ class Live:
         self._topics: dict[str, _Topic] = {}
         self._listener: gevent.Greenlet[[], None] | None = None
 
-    def frames(
-        self,
-        job_id: str,
-    ) -> Iterator[Frame | None]:
-        """The newest frame at once and after each change; None when nothing changed for long.
+    def events(self, job_id: str, link: int = 0) -> Iterator[bytes]:
+        """The newest frame at once and after each change; a comment when nothing changed for long.
 
-        Ends after a frame that is over. A slow reader gets the newest frame, never a backlog.
+        Ends after a frame that is over, and without one of another link than this: it was revoked.
+        A slow reader gets the newest frame, never a backlog.
         """
         topic, seen = self._join(job_id), None
         try:
             while True:
                 changed = topic.changed  # taken before the look, so that no change falls in between
                 frame = self._newest(topic, job_id)
+                if frame is not None and frame.link != link:
+                    return
                 if frame is not None and frame.version != seen:
                     seen = frame.version
-                    yield frame
+                    yield frame.body or b""
                     if frame.is_over:
                         return
                     if topic.watchers == 1 and topic.frame is frame:
                         topic.frame = replace(frame, body=None)  # 10,000 would be more than all the rest
                 elif not changed.wait(self._patience(topic)) and not self._is_due(topic):
-                    yield None
+                    yield b": still here\n\n"
         finally:
             self._leave(job_id, topic)
 
@@ -144,8 +145,9 @@ class Live:
 
     @staticmethod
     def _patience(topic: _Topic) -> float:
-        at = topic.frame.changes_at if topic.frame else None
-        return KEEP_ALIVE if at is None else min(KEEP_ALIVE, max(at - time(), 0.01))
+        now, at = time(), topic.frame.changes_at if topic.frame else None
+        keep_alive = KEEP_ALIVE - now % TOGETHER
+        return keep_alive if at is None else min(keep_alive, max(at - now, 0.01))
 
     def _listen(self) -> None:
         """While somebody watches: hear of the others' commits, and look anew after each interruption."""

@@ -1,12 +1,13 @@
 """The watcher's door: page, JSON, fragment and stream; the token is all that it takes."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
 from sqlalchemy import Engine
 
 from .config import Settings
+from .http import event_stream
 from .live import ANY, Frame
 from .models import db, newest_version
 from .parts import parts
@@ -46,22 +47,7 @@ def events(token: str) -> Response:
     """The fragment at once and at every change, until the job is over."""
     view = shared(token)
     db.session.remove()  # a stream lasts; its connection must not
-    return Response(
-        _as_events(parts().live.frames(view.job_id), view.link),
-        mimetype="text/event-stream",
-        headers={"X-Accel-Buffering": "no"},
-    )
-
-
-def _as_events(frames: Iterator[Frame | None], link: int) -> Iterator[bytes]:
-    """Server-sent events, until the job is over or the link revoked."""
-    for frame in frames:
-        if frame is None:
-            yield b": still here\n\n"
-        elif frame.link == link:
-            yield frame.body or b""
-        else:
-            return
+    return event_stream(parts().live.events(view.job_id, view.link))
 
 
 def as_events(view: View, fragment: str) -> bytes:
