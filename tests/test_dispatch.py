@@ -21,8 +21,8 @@ def at_github() -> Iterator[GitHub]:
 
 @pytest.fixture(scope="module")
 def dispatcher(_serve: Serve, at_github: GitHub) -> Server:
-    """A Milepost that may start runs."""
-    return _serve(**at_github.settings)
+    """A Milepost of two processes that may start runs."""
+    return _serve(WEB_CONCURRENCY="2", **at_github.settings)
 
 
 def start(server: Server, job_id: str, **fields: object) -> tuple[int, dict[str, object]]:

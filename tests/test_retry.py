@@ -22,7 +22,7 @@ def at_github() -> Iterator[GitHub]:
 
 @pytest.fixture(scope="module")
 def dispatcher(_serve: Serve, at_github: GitHub) -> Server:
-    return _serve(**at_github.settings)
+    return _serve(WEB_CONCURRENCY="2", **at_github.settings)
 
 
 def start(server: Server, job_id: str, **fields: object) -> None:

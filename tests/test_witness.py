@@ -240,3 +240,21 @@ def test_a_github_that_refuses_to_tell_changes_nothing_and_is_asked_again(
     assert server.job(job_id)["status"] == "provisioning"
     wait_until(lambda: server.job(job_id)["status"] == "failed", within=30)
     assert "GitHub answers 500" in server.log.read_text()
+
+
+def test_a_run_that_github_no_longer_has_keeps_nobody_from_asking_of_the_others(
+    serve: Serve, at_github: GitHub, job_id: str
+) -> None:
+    server = serve(QUIET_AFTER=QUIET, **at_github.settings)
+    for n in range(4):
+        server.report(f"{job_id}-{n}", "vm_created", workflow_run_id=500 + n)
+    at_github.runs.append(a_run(f"{job_id}-1", "completed", "failure", id=501))
+    at_github.runs.append(a_run(f"{job_id}-2", "completed", "failure", id=502) | {"run_attempt": None})
+    at_github.runs.append(a_run(f"{job_id}-3", "completed", "failure", id=503))
+    for n in (1, 3):
+        wait_until(lambda n=n: server.job(f"{job_id}-{n}")["status"] == "failed", within=30)
+    for n in (0, 2):
+        assert server.job(f"{job_id}-{n}")["status"] == "provisioning"
+        wait_until(
+            lambda path=f"/{500 + n}": sum(p.endswith(path) for _, p in at_github.asked) > 1, within=30
+        )

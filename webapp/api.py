@@ -29,7 +29,7 @@ def prove() -> None:
     request.max_content_length = LARGEST_BODY
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     right = parts().settings.operator_token.encode()
-    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), right):
+    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), right):
         abort(401, "the operator token is missing or wrong", www_authenticate=WWWAuthenticate("bearer"))
 
 

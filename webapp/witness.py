@@ -3,7 +3,6 @@
 https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_run
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -14,7 +13,7 @@ import gevent
 from sqlalchemy import and_, or_, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import progress
+from . import logs, progress
 from .config import Settings
 from .dispatch import BOUND, Refused, find_run, get_run, words
 from .models import STATE, attempt_from, attempts, attempts_of, jobs, known_jobs
@@ -29,8 +28,6 @@ FAILURES = {"cancelled": "was cancelled", "timed_out": "ran out of time"}
 LONGEST_ASKED = 7 * 86_400.0  # seconds of silence after which GitHub is not asked any more
 ASKED_AT_ONCE = 10
 MOST_OFTEN = 15.0  # seconds between two looks for silent jobs
-
-log = logging.getLogger(__name__)
 
 
 class Word(NamedTuple):
@@ -166,12 +163,20 @@ def ask_for_ever(parts: Parts) -> None:
         gevent.sleep(pause)
         try:
             for attempt in parts.writer.run(lambda transaction: _claim(transaction, settings)):
-                _ask(parts, attempt)
-        except Refused as refused:
-            log.warning("asking GitHub", extra={"fields": {"cause": str(refused)}})
-            gevent.sleep(max(0, min(refused.retry_at - time(), 3600)))
+                _try_to_ask(parts, attempt)
         except SQLAlchemyError as error:
-            log.warning("asking GitHub", extra={"fields": {"cause": type(error).__name__}})
+            logs.event("asking GitHub failed", cause=type(error).__name__)
+
+
+def _try_to_ask(parts: Parts, attempt: Attempt) -> None:
+    """Ask of one job; what goes wrong with it, such as a run that was deleted, is not the others' trouble."""
+    try:
+        _ask(parts, attempt)
+    except Refused as refused:
+        logs.event("asking GitHub failed", job=attempt.job_id, cause=str(refused))
+        gevent.sleep(max(0, min(refused.retry_at - time(), 3600)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logs.event("asking GitHub failed", job=attempt.job_id, cause=f"answer of no known shape: {error!r}")
 
 
 def _claim(transaction: Transaction, settings: Settings) -> list[Attempt]:
@@ -199,7 +204,7 @@ def _ask(parts: Parts, attempt: Attempt) -> None:
     run = get_run(settings, attempt.run.id) if attempt.run else find_run(settings, job_id, attempt.opened_at)
     if run:
         told = parts.writer.run(lambda transaction: hear(transaction, read_run(run, settings)))
-        log.info("asked GitHub", extra={"fields": {"job": job_id, "jobs": told, "state": run.get("status")}})
+        logs.event("asked GitHub", job=job_id, jobs=told, state=run.get("status"))
     elif attempt.heard_at is None:
         gone = Refused(
             "Milepost was interrupted before GitHub took the dispatch, and no run was found: retry"
