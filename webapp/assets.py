@@ -43,6 +43,7 @@ def set_up(app: Flask) -> None:
         return response
 
     app.add_url_rule("/static/<name>", view_func=static)
+    app.after_request(compress)
     app.jinja_env.globals["asset"] = lambda name: assets[name].url
 
 
@@ -57,15 +58,12 @@ def htmx() -> bytes:
 
 def compress(response: Response) -> Response:
     """A page or picture in gzip, for who takes it; never a stream."""
-    if (
-        response.mimetype in COMPRESSIBLE
-        and not response.is_streamed
-        and request.accept_encodings["gzip"]
-        and "Content-Encoding" not in response.headers
-    ):
-        response.data = gzip.compress(response.data, 6)
-        response.headers["Content-Encoding"] = "gzip"
+    if response.mimetype not in COMPRESSIBLE or "Content-Encoding" in response.headers:
+        return response
     response.vary.add("Accept-Encoding")
+    if not response.is_streamed and response.data and request.accept_encodings["gzip"]:
+        response.data = gzip.compress(response.data, 6, mtime=0)
+        response.headers["Content-Encoding"] = "gzip"
     return response
 
 

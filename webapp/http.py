@@ -24,16 +24,17 @@ class JobId(BaseConverter):
 
 def set_up(app: Flask, settings: Settings) -> None:
     """Headers, errors and `/healthz` for an app."""
-    ancestors = " ".join(settings.embed_origins) or "'none'"
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        f"connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors {ancestors}"
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
     )
+    embedders = " ".join(settings.embed_origins) or "'none'"
 
     @app.after_request
     def secure(response: Response) -> Response:
         headers = response.headers
-        headers.setdefault("Content-Security-Policy", policy)
+        framed_by = embedders if request.blueprint == "watch" else "'none'"
+        headers.setdefault("Content-Security-Policy", policy + framed_by)
         headers.setdefault("X-Content-Type-Options", "nosniff")
         headers.setdefault("Referrer-Policy", "no-referrer")
         headers.setdefault("Cache-Control", "no-store")

@@ -11,7 +11,7 @@ from .http import event_stream
 from .live import ANY, Frame
 from .models import db, newest_version
 from .parts import parts
-from .view import View, find
+from .view import View, find, find_attempt
 
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 
@@ -25,12 +25,25 @@ def shared(token: str) -> View:
 
 @bp.get("")
 def page(token: str) -> Response | str:
-    """The page; the same as JSON for who prefers that."""
+    """The page, of `?attempt=N` where that is asked for; the same as JSON for who prefers that."""
     view = shared(token)
+    if "attempt" in request.args:
+        view = _attempt(view, request.args.get("attempt", 0, type=int)) or abort(404)
     kinds = request.accept_mimetypes
     if kinds["application/json"] > kinds["text/html"]:
         return jsonify(view.as_json())
     return render_template("page.html", view=view, token=token)
+
+
+def _attempt(view: View, number: int) -> View | None:
+    """One that was opened, so one of a number that the database can hold."""
+    return find_attempt(db.session.connection(), view, number) if 1 <= number <= view.newest else None
+
+
+@bp.get("/badge.svg")
+def badge(token: str) -> Response:
+    """The state as a picture for a README or a wiki."""
+    return Response(render_template("badge.svg", view=shared(token)), mimetype="image/svg+xml")
 
 
 @bp.get("/steps")
@@ -57,7 +70,7 @@ def as_events(view: View, fragment: str) -> bytes:
     """
     data = "\n".join(f"data: {line}" for line in re.split(r"\r\n|\r|\n", fragment))
     done = f"event: done\nid: {view.version}\ndata: over\n\n" if view.attempt.end else ""
-    return f"event: steps\nid: {view.version}\n{data}\n\n{done}".encode()
+    return f"event: steps\nid: {view.version}\n{data}\nretry: 1000\n\n{done}".encode()
 
 
 def frame_maker(app: Flask, engine: Engine, settings: Settings) -> Callable[[str], Frame]:

@@ -9,14 +9,14 @@ from .view import View
 NOW = {
     "queued": "Waiting for GitHub to start the workflow",
     "creating": "The server is being created",
-    "installing": "The server is up; its installation is being prepared",
-    "configuring": "The agent is being installed on the server",
-    "running": "Everything is installed; the last word is awaited",
+    "installing": "The installation is being prepared",
+    "configuring": "The agent is being installed",
+    "running": "The agent is installed; the last word is awaited",
 }
 IF_SLOW = {
     "queued": "If this takes long, GitHub has no free runner, or somebody has to approve the run.",
     "creating": "It is ordered, started, and joins the private network. If slow, the cloud is busy.",
-    "installing": "The tools are set up and connected to it. If this takes long, downloads are slow.",
+    "installing": "The server is up; tools are set up and reach it. If this takes long, downloads are slow.",
     "configuring": "Docker, firewall, updates, agent: the longest step. If slow, downloads usually are.",
     "running": "The agent was seen running; the workflow tidies up and confirms. This takes seconds.",
 }
@@ -68,7 +68,7 @@ def headline(view: View) -> str:
         return f"This attempt ended without a word; attempt {view.newest} took its place."
     if kind:
         return f"{NOW[step]}, but {'contact is lost' if kind == 'lost' else 'it has gone quiet'}."
-    return f"{NOW[step]}." if view.attempt.heard_at is None else f"{NOW[step]}, and it moves."
+    return f"{NOW[step]}, and it moves." if view.attempt.rank else f"{NOW[step]}."
 
 
 def timed_out(view: View) -> bool:
@@ -91,7 +91,7 @@ def notes(view: View) -> list[str]:
     if kind:
         why = "Cancelled is not failed: nothing is known to be broken." if kind == "cancelled" else ""
         server = NO_SERVER if view.attempt.end == "refused" else DELETES
-        return [note for note in (why, server, AGAIN) if note]
+        return [note for note in (why, server, "" if view.is_superseded else AGAIN) if note]
     if view.status == "running":
         return ["All five steps are done. You can close this page."]
     return [] if view.is_superseded else [IF_SLOW[step_of(view).id]]
@@ -110,11 +110,19 @@ def state(view: View, step: Step) -> str:
 
 def title(view: View) -> str:
     """The tab's title: how far, which agent."""
-    name, kind = view.agent_id or view.job_id, trouble(view)
+    return f"{in_short(view)} · {view.agent_id or view.job_id}"
+
+
+def in_short(view: View) -> str:
+    """How far, in two words; the badge's text."""
+    kind = trouble(view)
     if kind or view.status == "running":
-        return f"{(kind or 'done').capitalize()} · {name}"
-    done = sum(step.state == "completed" for step in view.steps)
-    return f"{done}/{len(STEPS)} {SHORT[step_of(view).id]} · {name}"
+        return (kind or "done").capitalize()
+    return f"{_done(view)}/{len(STEPS)} {SHORT[step_of(view).id]}"
+
+
+def _done(view: View) -> int:
+    return sum(step.state == "completed" for step in view.steps)
 
 
 def icon(view: View) -> str:
@@ -122,8 +130,7 @@ def icon(view: View) -> str:
     signs = {"failed": "b3261e ✕", "cancelled": "6b6b76 -", "quiet": "8a5a00 ?", "lost": "8a5a00 !"}
     if kind := trouble(view):
         return signs[kind]
-    done = sum(step.state == "completed" for step in view.steps)
-    return "1a7f4b ✓" if view.status == "running" else f"2456c5 {done}"
+    return "1a7f4b ✓" if view.status == "running" else f"2456c5 {_done(view)}"
 
 
 def report(view: View) -> str:
@@ -178,13 +185,13 @@ def roughly(seconds: float) -> str:
 
 def moment(seconds: float) -> str:
     """A time of day in UTC, with its date."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %Y, %H:%M:%S UTC")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %Y, %H:%M UTC")
 
 
 FOR_TEMPLATES = {
     word.__name__: word
     for word in (
-        active_pace, duration, headline, icon, moment, notes, remaining, report, roughly, state, step_of,
-        title, trouble,
+        active_pace, duration, headline, icon, in_short, moment, notes, remaining, report, roughly, state,
+        step_of, title, trouble,
     )
 }  # fmt: skip
