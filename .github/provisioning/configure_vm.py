@@ -78,7 +78,10 @@ def configure() -> None:
 
 def reason(result: dict[str, Any]) -> str:
     """Return why a task failed, as its module said it."""
-    return str(result.get("msg") or result.get("stderr") or "see the log")[:500]
+    said = [result.get("msg"), result.get("stderr")]
+    if said[0] == "non-zero return code":  # all that a command's result says of itself
+        said.reverse()
+    return str(said[0] or said[1] or "see the log")[:500]
 
 
 if __name__ == "__main__":
