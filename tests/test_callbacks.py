@@ -772,3 +772,12 @@ def test_no_secret_and_no_link_is_in_the_log(server: Server, job_id: str) -> Non
     told = (KEY, OPERATOR_TOKEN, server.environ["SECRET_KEY"], link.rsplit(".", 1)[1], sign(b""), "may hold")
     assert [secret for secret in told if secret in log] == []
     assert "Traceback" not in log
+
+
+def test_no_spelling_of_the_path_is_redirected(server: Server, job_id: str) -> None:
+    body = json.dumps({"job_id": job_id, "status": "provisioning"}).encode()
+    headers = {"X-Signature": sign(body)}
+    answer = requests.post(
+        server.url + "/api//webhooks/github", data=body, headers=headers, allow_redirects=False, timeout=30
+    )
+    assert answer.status_code == 404

@@ -20,6 +20,7 @@ def create_app() -> Flask:
     settings = config.load(config.environment())
     app = Flask(__name__, template_folder=config.ROOT / "templates", static_folder=None)
     app.jinja_env.undefined = StrictUndefined
+    app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback
     app.config.update(
         SECRET_KEY=settings.secret_key,
         PERMANENT_SESSION_LIFETIME=timedelta(hours=12),

@@ -78,13 +78,14 @@ class Transaction:
             unseen = {name: getattr(current, name) for name in UNSEEN}
             is_shown = is_current and replace(after, **unseen) != current
             if not stored.version or is_shown:
-                after = replace(after, version=self._version)
+                # on PostgreSQL another process may have taken this version for this job, before our lock
+                after = replace(after, version=max(self._version, current.version + 1))
+                if is_current:
+                    self.changes[after.job_id] = after.version
             if not stored.version:
                 after = replace(after, usual=usual(self.connection))
             if is_current:
                 shown.append(after)
-                if after.version == self._version:
-                    self.changes[after.job_id] = after.version
                 if (after.number, after.status) != (current.number, current.status):
                     turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
             if stored.version:
@@ -206,6 +207,10 @@ class Writer:
         """A greenlet, while anything waits: what gathers during one commit shares the next."""
         try:
             while self._waiting:
+                gathered = 0
+                while gathered < len(self._waiting):  # as long as a turn of the event loop brings more
+                    gathered = len(self._waiting)
+                    gevent.sleep(0)
                 group, self._waiting = self._waiting, []
                 reports = [pending for pending in group if pending.report]
                 if reports:
