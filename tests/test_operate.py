@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from html import unescape
 from http.cookiejar import Cookie
 from time import time
+from typing import Literal
 
 import pytest
 import requests
+from axe_playwright_python.sync_playwright import Axe
 from flask import Flask
 from flask.sessions import SecureCookieSessionInterface
 from itsdangerous import TimestampSigner
@@ -480,4 +482,33 @@ def test_a_person_signs_in_starts_a_job_sees_it_move_retries_it_and_stops_sharin
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("Operator token")).to_be_visible()
     assert set(troubles) <= {"[object Event]"}  # a stream that its page has left
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (360, "dark")])
+def test_the_pages_can_be_read_and_used_by_everyone(
+    browser: Browser, office: Server, job_id: str, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    job = {"agent_id": f"agent-{job_id}", "job_id": job_id, "region": "eu"}
+    office.api("/api/jobs", json=job)
+    office.report(job_id, "running")
+    office.report(job_id, "failed", error="x" * 300)
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+
+    def look() -> None:
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+    page.goto(office.url)
+    look()
+    page.goto(office.flask("sign-in").stdout.strip())
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_text("Start a job").click()
+    page.get_by_label("Agent", exact=True).fill("a b")
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    look()
+    page.goto(f"{office.url}/jobs/{job_id}")
+    look()
     page.close()
