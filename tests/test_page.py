@@ -1,0 +1,107 @@
+"""The progress page as it is sent: what it weighs, how it is framed, and that its HTML is sound."""
+
+import gzip
+import re
+from collections import Counter
+
+import html5lib
+import pytest
+import requests
+from werkzeug.test import Client
+
+from tests.conftest import Serve
+from tests.gallery import STATES, create_app
+from tests.milepost import Server
+
+
+@pytest.fixture(scope="module")
+def gallery() -> Client:
+    return create_app().test_client()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_html_of_every_state_is_valid_and_says_nothing_inline(gallery: Client, state: str) -> None:
+    page = gallery.get(f"/p/{state}").text
+    document = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(page)
+    ids = Counter(element.get("id") for element in document.iter() if element.get("id"))
+    assert max(ids.values()) == 1
+    for element in document.iter():
+        assert "style" not in element.attrib and not any(name.startswith("on") for name in element.attrib)
+        for target in (element.get("aria-labelledby") or "").split():
+            assert target in ids
+    states = re.findall(r'<li data-step="(\w+)" data-state="(\w+)"', page)
+    assert [step for step, _ in states] == ["queued", "creating", "installing", "configuring", "running"]
+    assert len(re.findall('aria-current="step"', page)) <= 1
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_fragment_of_every_state_weighs_at_most_2_kb(gallery: Client, state: str) -> None:
+    page = gallery.get(f"/p/{state}").text
+    fragment = page[page.index('<section id="steps"') : page.index("</section>")]
+    assert len(gzip.compress(fragment.encode(), 6)) <= 2048
+
+
+def test_the_first_view_is_at_most_30_kb_and_none_of_it_from_elsewhere(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    page = requests.get(server.link(job_id), timeout=30)
+    paths = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text)
+    assert len(paths) == 3
+    answers = [page, *(requests.get(server.url + path, timeout=30) for path in paths)]
+    sizes = {answer.request.path_url: int(answer.headers["Content-Length"]) for answer in answers}
+    assert sum(sizes.values()) <= 30_000
+    assert next(size for path, size in sizes.items() if "milepost" in path and path.endswith(".js")) <= 3072
+    assert all(answer.headers["Content-Encoding"] == "gzip" for answer in answers)
+    assert all("max-age=31536000" in answer.headers["Cache-Control"] for answer in answers[1:])
+    assert "://" not in re.sub(r"xmlns='[^']+'", "", page.text)
+
+
+def test_errors_of_the_workflow_are_shown_whole_but_tamed(server: Server, job_id: str) -> None:
+    server.report(job_id, "ansible_started")
+    error = "<script>alert(1)</script> & " + "x" * 400
+    server.report(job_id, "failed", failed_step="configure", error=error)
+    page = requests.get(server.link(job_id), timeout=30).text
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " + "x" * 400 in page
+
+
+def test_earlier_attempts_stay_readable(server: Server, job_id: str) -> None:
+    server.report(job_id, "vm_created", workflow_run_id=1)
+    server.report(job_id, "failed", failed_step="configure", error="no route", workflow_run_id=1)
+    server.report(job_id, "provisioning", workflow_run_id=2)
+    link = server.link(job_id)
+    earlier = requests.get(link, params={"attempt": "1"}, timeout=30).text
+    assert 'data-attempt="1"' in earlier and "no route" in earlier and 'href="?"' in earlier
+    assert "<script" not in earlier  # nothing moves there any more
+    assert 'data-attempt="2"' in requests.get(link, params={"attempt": "2"}, timeout=30).text
+    for number in ("0", "-1", "3", "9" * 30, "x", ""):
+        assert requests.get(link, params={"attempt": number}, timeout=30).status_code == 404
+
+
+def test_the_badge_tells_the_state(server: Server, job_id: str) -> None:
+    server.report(job_id, "ansible_started")
+    link = server.link(job_id)
+    badge = requests.get(f"{link}/badge.svg", timeout=30)
+    assert badge.headers["Content-Type"].startswith("image/svg+xml")
+    assert badge.headers["Cache-Control"] == "no-store"
+    assert f'<title id="t">{job_id}: 3/5 Configuring</title>' in badge.text
+    server.report(job_id, "running")
+    assert "Done" in requests.get(f"{link}/badge.svg", timeout=30).text
+    assert requests.get(f"{link}x/badge.svg", timeout=30).status_code == 404
+
+
+def test_only_the_allowed_origins_may_frame_the_page_and_only_the_page(serve: Serve, job_id: str) -> None:
+    server = serve(EMBED_ORIGINS="https://wiki.example, https://intranet.example")
+    server.report(job_id, "provisioning")
+    framed = requests.get(server.link(job_id), timeout=30).headers["Content-Security-Policy"]
+    assert framed.endswith("frame-ancestors https://wiki.example https://intranet.example")
+    for path in ("/sign-in", "/nowhere"):
+        policy = requests.get(server.url + path, timeout=30).headers["Content-Security-Policy"]
+        assert policy.endswith("frame-ancestors 'none'")
+
+
+def test_without_script_the_page_reloads_itself_until_the_end(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    refresh = '<noscript><meta http-equiv="refresh"'
+    assert refresh in requests.get(server.link(job_id), timeout=30).text
+    server.report(job_id, "running")
+    assert refresh not in requests.get(server.link(job_id), timeout=30).text
