@@ -6,7 +6,7 @@ from functools import cached_property
 from time import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from . import progress
 from .config import Settings
@@ -123,9 +123,12 @@ def view_of(row: Row[Any], settings: Settings) -> View:
     )
 
 
+_FIND = current_attempts().where(jobs.c.job_id == bindparam("id"))
+
+
 def find(connection: Connection, job_id: str, settings: Settings) -> View | None:
     """A job's view as of now, or None."""
-    row = connection.execute(current_attempts().where(jobs.c.job_id == job_id)).one_or_none()
+    row = connection.execute(_FIND, {"id": job_id}).one_or_none()
     return view_of(row, settings) if row else None
 
 
