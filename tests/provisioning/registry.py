@@ -1,0 +1,87 @@
+"""A registry with one image on it: https://distribution.github.io/distribution/spec/api/."""
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+CONFIG = "application/vnd.docker.container.image.v1+json"
+UNKNOWN = b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
+LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+
+@dataclass
+class Registry:
+    """What it holds, by path; `away` makes the image unknown."""
+
+    image: str = ""
+    away: bool = False
+    blobs: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+    def add(self, type: str, content: bytes) -> dict[str, object]:
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        for kind in ("blobs", "manifests"):
+            self.blobs[f"/v2/agent/{kind}/{digest}"] = type, content
+        return {"mediaType": type, "size": len(content), "digest": digest}
+
+    def get(self, path: str) -> tuple[str, bytes]:
+        unknown = "application/json", UNKNOWN
+        return unknown if self.away and "/manifests/" in path else self.blobs.get(path, unknown)
+
+    def push(self, busybox: Path) -> None:
+        """An image that is one static program, and sleeps."""
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            tar.add(busybox, "busybox")
+        unpacked = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
+        config = {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/busybox", "sleep", "86400"]}}
+        config |= {"rootfs": {"type": "layers", "diff_ids": [unpacked]}}
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self.add(CONFIG, json.dumps(config).encode()),
+            "layers": [self.add(LAYER, gzip.compress(layer.getvalue()))],
+        }
+        self.add(MANIFEST, content := json.dumps(manifest).encode())
+        self.blobs["/v2/agent/manifests/1"] = MANIFEST, content
+        self.blobs["/v2/"] = "application/json", b"{}"
+
+
+@contextmanager
+def registry_on(address: str, busybox: Path) -> Iterator[Registry]:
+    """Let it answer on an address."""
+    registry = Registry()
+    registry.push(busybox)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            type, content = registry.get(self.path)
+            self.send_response(404 if content == UNKNOWN else 200)
+            self.send_header("Content-Type", type)
+            self.send_header("Docker-Content-Digest", f"sha256:{hashlib.sha256(content).hexdigest()}")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer((address, 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    registry.image = f"{address}:{server.server_port}/agent:1"
+    yield registry
+    server.shutdown()
+    server.server_close()
+    thread.join()
