@@ -8,7 +8,8 @@
   const opened = {}
 
   // How far the server's clock is ahead of this machine's, in ms; that one may be wrong by hours.
-  let ahead = live.dataset.now * 1000 - Date.now() + performance.now() - performance.getEntriesByType("navigation")[0].responseStart
+  const sent = performance.getEntriesByType("navigation")[0]?.responseStart
+  let ahead = live.dataset.now * 1000 - Date.now() + (performance.now() - sent || 0)
   let source, heard, turn, asked = Date.now(), ticked = asked, down, gone, wanted, told = headline()
 
   const words = s => (s = Math.max(0, Math.floor(s))) < 60 ? `${s} s` : s >= 3600 ? `${s / 3600 | 0} h ${s / 60 % 60 | 0} min`
@@ -86,7 +87,7 @@
   function changed() {
     const {title, icon: sign} = data(), text = headline()
     document.title = title
-    icon.href = icon.href.replace(/(%23)\w+(.*>).(<)/, `$1${sign.split(" ").join("$2")}$3`)
+    icon.setAttribute("href", icon.getAttribute("href").replace(/(%23)\w+(.*fff'%3E).(%3C)/, `$1${sign.replace(" ", "$$2")}$3`))
     for (const id in opened) if ($(id)) $(id).open = opened[id]
     tick()
     show("bell", canNotify && !over())

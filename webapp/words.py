@@ -105,7 +105,7 @@ def state(view: View, step: Step) -> str:
         if view.is_superseded:
             return "unfinished"
         return {"quiet": "gone quiet", "lost": "contact lost"}.get(view.condition, STATES["active"])
-    return STATES[step.state]
+    return "not reached" if step.state == "pending" and view.condition == "over" else STATES[step.state]
 
 
 def title(view: View) -> str:
