@@ -94,7 +94,7 @@ class Live:
 
     def wake(self, changes: Changes) -> None:
         """Tell the streams of these jobs; a job that changes often is told at a bounded rate."""
-        for job_id in {*changes, ANY} if changes else ():
+        for job_id in changes:
             topic = self._topics.get(job_id)
             if topic and not topic.due:
                 topic.due = True
