@@ -70,7 +70,9 @@ def test_a_run_is_followed_step_by_step_spoken_once_and_nothing_jumps(
     page.evaluate(HEAR)
     icons = {page.locator("#icon").get_attribute("href")}
     for rank, milestone in enumerate(RUN[1:], 2):
-        server.report(job_id, "heartbeat")
+        version = page.locator("#steps").get_attribute("data-version") or ""
+        server.report(job_id, "heartbeat")  # which is shown, and nothing to speak of
+        expect(page.locator("#steps")).not_to_have_attribute("data-version", version)
         server.report(job_id, milestone)
         expect_rank(page, rank)
         icons.add(page.locator("#icon").get_attribute("href"))
