@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser import launch_options
+from tests.github import GitHub, github
 from tests.milepost import Cluster, Server, new_job_id, postgresql
 
 
@@ -84,6 +85,13 @@ def serve(_serve: Serve) -> Iterator[Serve]:
     yield serve
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def at_github() -> Iterator[GitHub]:
+    """GitHub's REST API, as a module's tests have it."""
+    with github() as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.milepost import StandIn, listening
 
 TOKEN = "the dispatch token of the tests"
 REPOSITORY = "octo/agents"
@@ -114,7 +115,7 @@ def github() -> Iterator[GitHub]:
     """One GitHub, listening."""
     stand_in = GitHub()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StandIn):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -134,20 +135,13 @@ def github() -> Iterator[GitHub]:
 
         do_POST = do_GET
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listener.daemon_threads = True
-    stand_in.url = f"http://127.0.0.1:{listener.server_address[1]}"
-    threading.Thread(target=listener.serve_forever, daemon=True).start()
-    try:
-        yield stand_in
-    finally:
-        if stand_in.hang:
-            stand_in.hang.set()
-        listener.shutdown()
-        listener.server_close()
+    with listening(Handler) as port:
+        stand_in.url = f"http://127.0.0.1:{port}"
+        try:
+            yield stand_in
+        finally:
+            if stand_in.hang:
+                stand_in.hang.set()
 
 
 def workflow_run(run: dict[str, Any]) -> dict[str, Any]:

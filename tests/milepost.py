@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import requests
@@ -111,7 +113,7 @@ class Server:
             self._process.wait(30)
             self._process = None
 
-    def post(self, body: bytes, key: str = KEY, **headers: str) -> requests.Response:
+    def post(self, body: bytes, key: str = KEY, **headers: str | bytes) -> requests.Response:
         """A callback as the workflow sends it: signed over its very bytes."""
         headers = {"X-Signature": sign(body, key), **headers}
         return requests.post(self.url + CALLBACKS, data=body, headers=headers, timeout=30)
@@ -187,6 +189,27 @@ class Events:
 
     def close(self) -> None:
         self.response.close()
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """Answers in the name of somebody else's service."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def listening(handler: type[StandIn], address: str = "127.0.0.1") -> Iterator[int]:
+    """A stand-in on a port of its own, for as long as this lasts."""
+    server = ThreadingHTTPServer((address, 0), handler)
+    thread = Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextmanager

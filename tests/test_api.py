@@ -1,14 +1,13 @@
 """The operator's door for machines, by its contract."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
 
 from tests.conftest import Serve
-from tests.github import GitHub, github
+from tests.github import GitHub
 from tests.milepost import OPERATOR_TOKEN, Server, wait_until
 
 FIELDS = {
@@ -26,12 +25,6 @@ FIELDS = {
     "run_url",
     "steps",
 }
-
-
-@pytest.fixture(scope="module")
-def at_github() -> Iterator[GitHub]:
-    with github() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_a_signature_that_is_malformed_or_wrong_is_a_401(
     server: Server, job_id: str, spoil: Callable[[str], str]
 ) -> None:
     body = callback(job_id)
-    answer = server.post(body, **{"X-Signature": spoil(sign(body)).encode("latin-1")})  # type: ignore[arg-type]
+    answer = server.post(body, **{"X-Signature": spoil(sign(body)).encode("latin-1")})
     check_refusal(answer, 401)
     assert not is_known(server, job_id)
 
@@ -652,11 +652,12 @@ def test_a_malformed_request_line_is_never_a_200(server: Server, job_id: str, li
 @contextmanager
 def held(database_url: str) -> Iterator[None]:
     """Somebody else has the database for as long as this lasts."""
+    other: sqlite3.Connection | psycopg.Connection[Any]
     if database_url.startswith("sqlite"):
         other = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
     else:
-        other = psycopg.connect(database_url)  # type: ignore[assignment]
+        other = psycopg.connect(database_url)
         other.execute("LOCK TABLE jobs")
     yield
     other.rollback()

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,12 +10,6 @@ from sqlalchemy import create_engine, text
 from tests.conftest import Serve
 from tests.github import REPOSITORY, GitHub, github
 from tests.milepost import Server, wait_until
-
-
-@pytest.fixture(scope="module")
-def at_github() -> Iterator[GitHub]:
-    with github() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture(scope="module")

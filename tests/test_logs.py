@@ -3,24 +3,18 @@
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import requests
 
 from tests.conftest import Serve
-from tests.github import TOKEN, GitHub, github
+from tests.github import TOKEN, GitHub
 from tests.milepost import CALLBACKS, KEY, OPERATOR_TOKEN, Server, wait_until
 from tests.test_operate import Operator, signed_in
 
 FORGED = '\r\n{"event": "forged"}\n\u2028\x1b[2K"'
-
-
-@pytest.fixture(scope="module")
-def at_github() -> Iterator[GitHub]:
-    with github() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +55,7 @@ def test_a_refused_callback_has_its_cause(office: Server, job_id: str) -> None:
     ]
     for body, key, cause in refused:
         answer = office.post(body, key)
-        [line] = wait_until(lambda a=answer: about(office, "request", request=a.headers["X-Request-Id"]))  # type: ignore[misc]
+        [line] = wait_until(partial(about, office, "request", request=answer.headers["X-Request-Id"]))
         assert line["status"] == answer.status_code
         assert cause in line["cause"]
 

@@ -1,7 +1,6 @@
 """Trying a job again: a new attempt of the same job, once, and the old ones stay readable."""
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 
@@ -9,15 +8,9 @@ import pytest
 import requests
 
 from tests.conftest import Serve
-from tests.github import GitHub, github
+from tests.github import GitHub
 from tests.milepost import Server, wait_until
 from tests.test_operate import signed_in
-
-
-@pytest.fixture(scope="module")
-def at_github() -> Iterator[GitHub]:
-    with github() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture(scope="module")

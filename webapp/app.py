@@ -30,7 +30,7 @@ def create_app() -> Flask:
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
     )
-    if proxies := settings.trusted_proxies:
+    if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     db.init_app(app)
     Migrate(app, db, directory=str(config.ROOT / "webapp" / "migrations"))

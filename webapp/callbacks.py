@@ -12,7 +12,6 @@ from .parts import parts
 from .report import BadReport, parse, read, sent_at
 from .signing import is_signed
 
-PATH = CALLBACK_PATH
 LARGEST_BODY = 65_536
 DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset,
 DRAINED_WITHIN = 1.0  # but who waits for the answer before sending must get it too
@@ -29,7 +28,7 @@ class Refused(Exception):
         self.status = status
 
 
-@bp.post(PATH, provide_automatic_options=False)
+@bp.post(CALLBACK_PATH, provide_automatic_options=False)
 def receive() -> Response:
     """Take one callback in; nothing is stored by anything but a 200."""
     if event := request.headers.get("X-GitHub-Event"):

@@ -11,9 +11,8 @@ import requests
 from flask.cli import with_appcontext
 from sqlalchemy import delete, func, select
 
-from . import callbacks as machine
 from . import operate
-from .config import ROOT, Settings
+from .config import CALLBACK_PATH, ROOT, Settings
 from .models import attempts, callbacks, current_attempts, db, jobs
 from .parts import parts
 from .store import Transaction
@@ -98,7 +97,7 @@ def rehearse(pace: float, fail_at: str | None, job_id: str | None, wait: bool) -
         end = {"STATUS": "failed", "FAILED_STEP": fail_at, "ERROR": error}
     environment = {
         **os.environ,
-        "CALLBACK_URL": server + machine.PATH,
+        "CALLBACK_URL": server + CALLBACK_PATH,
         "CALLBACK_SECRET": settings.callback_keys[0].decode(),
         "JOB_ID": job_id,
         "GITHUB_RUN_ID": str(int(time() * 1000)),

@@ -1,14 +1,13 @@
 """The one writer of this process: concurrent callbacks are gathered, committed together, then told.
 
 A greenlet that waits inside sqlite3 would freeze every stream, so on SQLite transactions run in
-gevent's thread pool. Whoever finds the writer free commits all that has gathered meanwhile.
+gevent's thread pool. One greenlet, there while anything waits, commits all that has gathered.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from threading import Lock
 from typing import Any, TypeVar, cast
 
 import gevent
@@ -78,8 +77,7 @@ class Transaction:
             unseen = {name: getattr(current, name) for name in UNSEEN}
             is_shown = is_current and replace(after, **unseen) != current
             if not stored.version or is_shown:
-                # on PostgreSQL another process may have taken this version for this job, before our lock
-                after = replace(after, version=max(self._version, current.version + 1))
+                after = replace(after, version=self._next(current))
                 if is_current:
                     self.changes[after.job_id] = after.version
             if not stored.version:
@@ -110,10 +108,14 @@ class Transaction:
 
     def current(self, job_id: str) -> Attempt | None:
         """A job's current attempt, locked; None for an unknown job."""
-        if not models.known_jobs(self.connection, [job_id]):
-            return None
-        row = self.connection.execute(models.current_attempts().where(jobs.c.job_id == job_id)).one()
-        return models.attempt_from(row)
+        return self._find([job_id]).get(job_id)
+
+    def touch(self, current: Attempt) -> None:
+        """Have the streams of a job look anew, though its attempt is as it was."""
+        version = self._next(current)
+        row = {"b_job_id": current.job_id, "b_number": current.number, "version": version}
+        self.connection.execute(_update_attempt(("version",)), [row])
+        self.changes[current.job_id] = version
 
     def notify(self) -> None:
         """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
@@ -123,6 +125,10 @@ class Transaction:
         for i in range(0, len(lines), NOTIFICATION_JOBS):
             payload = "\n".join(lines[i : i + NOTIFICATION_JOBS])
             self.connection.execute(select(func.pg_notify(CHANNEL, payload)))
+
+    def _next(self, current: Attempt) -> int:
+        """A job's next version: on PostgreSQL, ours may be one that it got before we had its lock."""
+        return max(self._version, current.version + 1)
 
     def _current(self, reports: Sequence[Report]) -> dict[str, Attempt]:
         """The current attempts of the reports' jobs, locked; unknown jobs are registered."""
@@ -183,7 +189,6 @@ class Writer:
     def __init__(self, engine: Engine, wake: Callable[[Changes], None]) -> None:
         self._engine = engine
         self._wake = wake
-        self._one_at_a_time = Lock()
         self._waiting: list[_Pending] = []
         self._connection: Connection | None = None
         self._is_writing = False

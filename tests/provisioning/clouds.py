@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from tests.milepost import StandIn, listening
 
 HCLOUD_TOKEN = "the Hetzner token of the tests"
 OAUTH = {"client_id": "the OAuth client of the tests", "client_secret": "the OAuth secret of the tests"}
@@ -201,7 +202,7 @@ def serving(clouds: Clouds) -> Iterator[Clouds]:
     """Let them answer on loopback."""
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StandIn):
         def handle_any(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -219,14 +220,6 @@ def serving(clouds: Clouds) -> Iterator[Clouds]:
 
         do_GET = do_POST = do_DELETE = handle_any  # the names that http.server calls
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    clouds.url = f"http://127.0.0.1:{server.server_port}"
-    yield clouds
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with listening(Handler) as port:
+        clouds.url = f"http://127.0.0.1:{port}"
+        yield clouds

@@ -12,10 +12,10 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from tests.milepost import wait_until
 
 SUITE = "bookworm"
 IMAGE = ["openssh-server", "python3", "python3-apt", "sudo", "dbus", "systemd-sysv"]
@@ -95,11 +95,11 @@ class Machine:
     def remove(self) -> None:
         self.stop()
         _run("ip", "netns", "delete", self.name)
-        for _ in range(50):  # the kernel ends its processes in its own time
-            with suppress(OSError):
-                shutil.rmtree(self.root)
-                break
-            time.sleep(0.1)
+        wait_until(self._is_removed)  # the kernel ends its processes in its own time
+
+    def _is_removed(self) -> bool:
+        shutil.rmtree(self.root, ignore_errors=True)
+        return not self.root.exists()
 
     def write(self, path: str, content: str, mode: int = 0o644) -> None:
         file = self.root / path

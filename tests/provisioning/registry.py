@@ -5,12 +5,12 @@ import hashlib
 import io
 import json
 import tarfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.milepost import StandIn, listening
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -61,7 +61,7 @@ def registry_on(address: str, busybox: Path) -> Iterator[Registry]:
     registry = Registry()
     registry.push(busybox)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StandIn):
         def do_GET(self) -> None:
             type, content = registry.get(self.path)
             self.send_response(404 if content == UNKNOWN else 200)
@@ -74,14 +74,6 @@ def registry_on(address: str, busybox: Path) -> Iterator[Registry]:
 
         do_HEAD = do_GET
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer((address, 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    registry.image = f"{address}:{server.server_port}/agent:1"
-    yield registry
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with listening(Handler, address) as port:
+        registry.image = f"{address}:{port}/agent:1"
+        yield registry

@@ -5,12 +5,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 import requests
 
-from tests.milepost import CALLBACKS
+from tests.milepost import CALLBACKS, StandIn, listening
 
 State = Literal["up", "down", "hanging", "failing"]
 
@@ -36,7 +35,7 @@ def relaying(milepost: str) -> Iterator[Relay]:
     """Carry callbacks to the Milepost of this address."""
     relay, over = Relay(), threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StandIn):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status, answer = 500, b"{}"
@@ -57,15 +56,7 @@ def relaying(milepost: str) -> Iterator[Relay]:
                 self.end_headers()
                 self.wfile.write(answer)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    relay.url = f"http://127.0.0.1:{server.server_port}{CALLBACKS}"
-    yield relay
-    over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with listening(Handler) as port:
+        relay.url = f"http://127.0.0.1:{port}{CALLBACKS}"
+        yield relay
+        over.set()
