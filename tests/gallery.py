@@ -6,7 +6,6 @@
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from time import time
 from typing import Any
 from unittest.mock import patch
@@ -111,7 +110,7 @@ STATES: dict[str, Callable[[Settings], View]] = {
         "right-to-left": lambda **k: _view(
             _failed(3, "configure", "فشل تثبيت Docker: لا يوجد مسار إلى المضيف 10.0.0.7"), **k,
             agent_id="وكيل-البناء", region="الشرق الأوسط"),
-        "third-attempt": lambda **k: _view(replace(_attempt(2), number=3), **k),
+        "third-attempt": lambda **k: _view(_attempt(2)._replace(number=3), **k),
         "earlier-attempt": lambda **k: _view(_failed(3, "configure", NO_ROUTE), **k, newest=3),
         "earlier-unfinished": lambda **k: _view(_silent(4000), **k, newest=3),
     }.items()

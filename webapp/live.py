@@ -5,32 +5,36 @@ asking `PRAGMA data_version`, which costs microseconds, and heard on PostgreSQL 
 """
 
 import logging
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from errno import EPIPE
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
+from gevent import getcurrent
 from gevent.event import Event
 from gevent.lock import Semaphore
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from .models import attempts, newest_version
-from .store import CHANNEL, Changes
+from .store import CHANNEL, Change, Changes
 
 ANY = ""  # in place of a job id: any job
 ASK_EVERY = 0.02  # seconds between two looks for a sibling's commits
-KEEP_ALIVE = 19.0  # the contract: a comment at least every 20 s
-TOGETHER = 0.25  # comments are due at multiples of this: one wake-up of the process for many streams
+KEEP_ALIVE, BEAT = 19.0, 0.25  # seconds; the contract: a comment at least every 20 s
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # between two frames of one job; of any
 RETRY_AFTER = 1.0  # when the database is away
+
+ANEW = Change(sys.maxsize)  # than which nothing that a commit tells is newer
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """What a stream sends of a job: one state, rendered.
 
     `number` is the change that made it; at `changes_at` (Unix seconds) the clock alone makes
@@ -47,33 +51,55 @@ class Frame:
 
 @dataclass(slots=True, eq=False)
 class _Topic:
-    """One job that somebody watches: its newest frame, made once however many there are."""
+    """One job that somebody watches: its newest frame, made once however many there are.
+
+    `change` is the newest that the frame does not show yet, told at once or, where `due`, a little later;
+    a frame that is `stale` is made anew.
+    """
 
     changed: Event
     making: Semaphore
     watchers: int = 0
     frame: Frame | None = None
+    change: Change | None = None
     stale: bool = True
     made_at: float = 0.0
     due: bool = False
+    clock: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One watcher's open connection; `comment` sends one without waiting, or raises OSError."""
+
+    greenlet: Any
+    comment: Callable[[], object]
+    due_at: float
+    is_open: bool = True
+    is_idle: bool = False
 
 
 class Live:
-    """The watched jobs of this process."""
+    """The watched jobs of this process; `make` renders a job's frame, from the change where that has all."""
 
-    def __init__(self, engine: Engine, make: Callable[[str], Frame]) -> None:
+    def __init__(self, engine: Engine, make: Callable[[str, Change], Frame]) -> None:
         self._engine = engine
         self._make = make
         self._topics: dict[str, _Topic] = {}
+        self._streams: deque[_Stream] = deque()  # those whose comment is due soonest first
         self._listener: gevent.Greenlet[[], None] | None = None
 
-    def events(self, job_id: str, link: int = 0) -> Iterator[bytes]:
-        """The newest frame at once and after each change; a comment when nothing changed for long.
+    def events(self, job_id: str, comment: Callable[[], object], link: int = 0) -> Iterator[bytes]:
+        """The newest frame at once and after each change; `comment` is called when it is idle for long.
 
         Ends after a frame that is over, and without one of another link than this: it was revoked.
         A slow reader gets the newest frame, never a backlog.
         """
         topic, seen = self._join(job_id), None
+        stream = _Stream(getcurrent(), comment, time() + KEEP_ALIVE)
+        if not self._streams:
+            gevent.spawn(self._keep_alive)
+        self._streams.append(stream)
         try:
             while True:
                 changed = topic.changed  # taken before the look, so that no change falls in between
@@ -86,17 +112,24 @@ class Live:
                     if frame.is_over:
                         return
                     if topic.watchers == 1 and topic.frame is frame:
-                        topic.frame = replace(frame, body=None)  # 10,000 would be more than all the rest
-                elif not changed.wait(self._patience(topic)) and not self._is_due(topic):
-                    yield b": still here\n\n"
+                        topic.frame = frame._replace(body=None)  # 10,000 would be more than all the rest
+                else:
+                    stream.is_idle = True
+                    changed.wait()
+                    stream.is_idle = False
         finally:
+            stream.is_open = stream.is_idle = False
             self._leave(job_id, topic)
 
     def wake(self, changes: Changes) -> None:
         """Tell the streams of these jobs; a job that changes often is told at a bounded rate."""
-        for job_id in changes:
+        for job_id, change in changes.items():
             topic = self._topics.get(job_id)
-            if topic and not topic.due:
+            if topic is None:
+                continue
+            if topic.change is None or change.version > topic.change.version:
+                topic.change = change
+            if not topic.due:
                 topic.due = True
                 wait = topic.made_at + (SHORTEST_INTERVAL if job_id else SHORTEST_OF_ANY) - time()
                 if wait > 0:
@@ -108,6 +141,10 @@ class Live:
         topic.due, topic.stale = False, True
         changed, topic.changed = topic.changed, Event()
         changed.set()
+
+    def _look_anew(self, topic: _Topic) -> None:
+        topic.change = ANEW
+        self._tell(topic)
 
     def _join(self, job_id: str) -> _Topic:
         topic = self._topics.get(job_id)
@@ -122,32 +159,51 @@ class Live:
 
     def _leave(self, job_id: str, topic: _Topic) -> None:
         topic.watchers -= 1
-        if not topic.watchers and self._topics.get(job_id) is topic:
+        if not topic.watchers:
+            self._wind(topic, None)
             del self._topics[job_id]
 
     def _newest(self, topic: _Topic, job_id: str) -> Frame | None:
-        if topic.stale or topic.making.locked() or self._is_due(topic):
+        if topic.stale or topic.making.locked():
             with topic.making:
-                if topic.stale or self._is_due(topic):
+                if topic.stale:
+                    change, topic.change = topic.change or ANEW, None
                     topic.stale, topic.made_at = False, time()
+                    if topic.frame and change.version < topic.frame.number:
+                        change = ANEW
                     try:
-                        topic.frame = self._make(job_id)
+                        topic.frame = self._make(job_id, change)
+                        self._wind(topic, topic.frame.changes_at)
                     except SQLAlchemyError as error:
                         log.warning("a stream waits for the database: %s", type(error).__name__)
-                        gevent.spawn_later(RETRY_AFTER, self._tell, topic)
+                        gevent.spawn_later(RETRY_AFTER, self._look_anew, topic)
         return topic.frame
 
-    @staticmethod
-    def _is_due(topic: _Topic) -> bool:
-        """Whether the clock alone has made the frame another state."""
-        at = topic.frame.changes_at if topic.frame else None
-        return at is not None and time() >= at and topic.made_at < at
+    def _wind(self, topic: _Topic, at: float | None) -> None:
+        """Set the topic's clock to look anew at that time."""
+        if topic.clock:
+            topic.clock.close()
+        topic.clock = None
+        if at is not None and topic.watchers:
+            topic.clock = gevent.get_hub().loop.timer(max(at - time(), 0.01))
+            topic.clock.start(self._look_anew, topic)
 
-    @staticmethod
-    def _patience(topic: _Topic) -> float:
-        now, at = time(), topic.frame.changes_at if topic.frame else None
-        keep_alive = KEEP_ALIVE - now % TOGETHER
-        return keep_alive if at is None else min(keep_alive, max(at - now, 0.01))
+    def _keep_alive(self) -> None:
+        """Send the idle streams' comments, all from one greenlet: waking each of them costs far more."""
+        while self._streams:
+            gevent.sleep(BEAT)
+            now = time()
+            while self._streams and self._streams[0].due_at <= now:
+                stream = self._streams.popleft()
+                if not stream.is_open:
+                    continue
+                stream.due_at = now + KEEP_ALIVE
+                self._streams.append(stream)
+                if stream.is_idle:
+                    try:
+                        stream.comment()
+                    except OSError:
+                        gevent.kill(stream.greenlet, BrokenPipeError(EPIPE, "the watcher is gone"))
 
     def _listen(self) -> None:
         """While somebody watches: hear of the others' commits, and look anew after each interruption."""
@@ -161,7 +217,7 @@ class Live:
                 gevent.sleep(RETRY_AFTER)
 
     def _everything(self) -> Changes:
-        return dict.fromkeys(self._topics, 0)
+        return dict.fromkeys(self._topics, ANEW)
 
     def _ask(self) -> Iterator[Changes]:
         """SQLite: ask whether any other connection has committed, and then what."""
@@ -177,10 +233,10 @@ class Live:
                     known = now
                     newer = select(attempts.c.job_id, attempts.c.version)
                     rows = connection.execute(newer.where(attempts.c.version > version))
-                    changes = {row.job_id: row.version for row in rows}
+                    versions = {row.job_id: row.version for row in rows}
                     connection.rollback()
-                    version = max(changes.values(), default=version)
-                    yield self._others(changes)
+                    version = max(versions.values(), default=version)
+                    yield self._others(versions)
 
     def _hear(self) -> Iterator[Changes]:
         """PostgreSQL: LISTEN on a connection of its own, looked after every half minute."""
@@ -200,12 +256,12 @@ class Live:
         finally:
             connection.close()
 
-    def _others(self, changes: Changes) -> Changes:
+    def _others(self, versions: dict[str, int]) -> Changes:
         """Without those that the streams show already, as after a commit of our own."""
-        if changes:
-            changes = changes | {ANY: max(changes.values())}
+        if versions:
+            versions = versions | {ANY: max(versions.values())}
         return {
-            job_id: version
-            for job_id, version in changes.items()
+            job_id: Change(version)
+            for job_id, version in versions.items()
             if (topic := self._topics.get(job_id)) and not (topic.frame and topic.frame.number >= version)
         }

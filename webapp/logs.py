@@ -42,6 +42,7 @@ def event(name: str, **fields: object) -> None:
 
 def set_up(app: Flask) -> None:
     """A line and an `X-Request-Id` for each request."""
+    logging.logThreads = False  # a record's thread is not told, and would cost each stream a stand-in of one
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLines())

@@ -1,7 +1,6 @@
 """Job, Attempt and Callback as tables. `store` writes them, the doors read them; times are Unix seconds."""
 
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
@@ -118,13 +117,12 @@ class Callback(Base):
 
 
 jobs, attempts, callbacks = (model.metadata.tables[model.__tablename__] for model in (Job, Attempt, Callback))
-_NAMES = [field.name for field in fields(progress.Attempt)]
-STATE = [attempts.c[field.name] for field in fields(progress.Attempt)]
+STATE = [attempts.c[name] for name in progress.Attempt._fields]
 
 
 def attempt_from(row: Row[Any]) -> progress.Attempt:
     """The value of a row whose first columns are STATE."""
-    return progress.Attempt(*row[: len(STATE)])
+    return progress.Attempt._make(row[: len(STATE)])
 
 
 def current_attempts() -> Select[Any]:
@@ -142,14 +140,13 @@ def attempts_of(connection: Connection, job_id: str) -> list[progress.Attempt]:
 
 def as_row(attempt: progress.Attempt) -> dict[str, Any]:
     """The columns of an attempt."""
-    row = {field.name: getattr(attempt, field.name) for field in fields(attempt)}
-    row["heard_at"] = attempt.heard_at
-    return row
+    return attempt._asdict() | {"heard_at": attempt.heard_at}
 
 
 def difference(before: progress.Attempt, after: progress.Attempt) -> dict[str, Any]:
     """The columns that changed."""
-    row = {n: new for n in _NAMES if (new := getattr(after, n)) != getattr(before, n)}
+    changed = zip(after._fields, before, after, strict=True)
+    row = {name: new for name, old, new in changed if new != old}
     if after.heard_at != before.heard_at:
         row["heard_at"] = after.heard_at
     return row

@@ -19,7 +19,7 @@ from werkzeug.exceptions import BadRequest
 from . import api, logs, progress, start
 from .config import Settings
 from .dispatch import Refused
-from .http import event_stream, say
+from .http import commenter, event_stream, say
 from .live import ANY
 from .models import attempts, attempts_of, callbacks, current_attempts, db, jobs
 from .parts import Parts, parts
@@ -189,7 +189,7 @@ def _count(which: ColumnElement[bool]) -> Select[int]:
 def events() -> Response:
     """`event: jobs` at once and whenever any job has changed."""
     db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().live.events(ANY))
+    return event_stream(parts().live.events(ANY, commenter()))
 
 
 @bp.post("/")

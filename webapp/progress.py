@@ -3,8 +3,8 @@
 Pure functions over plain values; no database, no clock of its own. Times are Unix seconds.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 RANKS = {
@@ -62,8 +62,7 @@ class Report:
         return self.arrived_at if self.sent_at is None else self.sent_at
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One workflow run of a job, as far as it is known; its fields are columns of the table.
 
     `end` is None, "running", "failed" or "refused" (GitHub did not take the dispatch);
@@ -83,7 +82,7 @@ class Attempt:
     failed_step: str | None = None
     error: str | None = None
     contradicted: bool = False
-    times: dict[str, float] = field(default_factory=dict)
+    times: Mapping[str, float] = {}
     last_signal_at: float | None = None
     heartbeat_sent_at: float | None = None
     server_id: str | None = None
@@ -146,7 +145,7 @@ def place(attempts: Sequence[Attempt], report: Report) -> Attempt:
     if named and run.age < max(named):
         return _open(report, min(attempts[0].number, 1) - 1)
     if current.run is None and not current.end:
-        return replace(current, run_id=run.id, run_attempt=run.attempt)
+        return current._replace(run_id=run.id, run_attempt=run.attempt)
     return _open(report, current.number + 1)
 
 
@@ -175,7 +174,7 @@ def receive(attempt: Attempt, report: Report) -> Attempt:
     """The attempt after a report that it had not received before."""
     if report.milestone is None:
         if report.sent_at is not None:
-            attempt = replace(attempt, heartbeat_sent_at=report.sent_at)
+            attempt = attempt._replace(heartbeat_sent_at=report.sent_at)
         return attempt if attempt.end else _heard(attempt, report)
     is_end = report.milestone in ("running", "failed")
     if not attempt.end:
@@ -184,7 +183,7 @@ def receive(attempt: Attempt, report: Report) -> Attempt:
     if not is_end:
         return _timed(attempt, report)
     if attempt.end not in ("refused", report.milestone):
-        attempt = replace(attempt, contradicted=True)
+        attempt = attempt._replace(contradicted=True)
     if _is_newer(report, attempt):
         return _ended(_heard(_timed(attempt, report), report), report)
     return attempt
@@ -196,7 +195,7 @@ def testify(attempt: Attempt, report: Report, state: str) -> Attempt:
     `state` is the run's, as "in_progress" or "completed: failure"; the report has no `sent_at`.
     """
     if state.startswith("completed") or not (attempt.witness or "").startswith("completed"):
-        attempt = replace(attempt, witness=state, witnessed_at=report.arrived_at)
+        attempt = attempt._replace(witness=state, witnessed_at=report.arrived_at)
     return attempt if attempt.end or not report.milestone else _ended(_timed(attempt, report), report)
 
 
@@ -208,13 +207,12 @@ def _timed(attempt: Attempt, report: Report) -> Attempt:
     rank = max(attempt.rank, RANKS[milestone])
     if attempt.end and milestone != "running":
         rank = attempt.rank
-    return replace(attempt, rank=rank, times={**attempt.times, milestone: report.at})
+    return attempt._replace(rank=rank, times={**attempt.times, milestone: report.at})
 
 
 def _heard(attempt: Attempt, report: Report) -> Attempt:
     """A sign of life, and what it says of the server."""
-    return replace(
-        attempt,
+    return attempt._replace(
         last_signal_at=max(attempt.last_signal_at or 0, report.arrived_at),
         server_id=report.server_id or attempt.server_id,
         server_ip=report.server_ip or attempt.server_ip,
@@ -224,8 +222,7 @@ def _heard(attempt: Attempt, report: Report) -> Attempt:
 
 def _ended(attempt: Attempt, report: Report) -> Attempt:
     failed = report.milestone == "failed"
-    return replace(
-        attempt,
+    return attempt._replace(
         end=report.milestone,
         ended_at=report.at,
         end_sent_at=report.sent_at,

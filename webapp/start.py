@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import time
 from typing import Any
 
@@ -105,7 +105,7 @@ def _resume(
     unknown = not current.end and current.heard_at is None and current.run is None
     if not unknown or current.asked_at is None or now - current.asked_at < BOUND:
         return None
-    transaction.save([(current, current, replace(current, asked_at=now))])
+    transaction.save([(current, current, current._replace(asked_at=now))])
     return _due(transaction, settings, current, current.opened_at)
 
 
@@ -168,11 +168,11 @@ def conclude(
     if current is None or current.number != number or (refusal and (current.heard_at or current.end)):
         return False
     if refusal:
-        after = replace(current, end="refused", ended_at=time(), error=str(refusal))
+        after = current._replace(end="refused", ended_at=time(), error=str(refusal))
     else:
-        after = replace(current, taken_at=time(), run_url=run.get("html_url"))
+        after = current._replace(taken_at=time(), run_url=run.get("html_url"))
         if not current.run and (run_id := run.get("workflow_run_id") or run.get("id")):
-            after = replace(after, run_id=str(run_id), run_attempt=str(run.get("run_attempt", 1)))
+            after = after._replace(run_id=str(run_id), run_attempt=str(run.get("run_attempt", 1)))
     transaction.save([(current, current, after)])
     return after.end == "refused"
 

@@ -6,15 +6,15 @@ gevent's thread pool. One greenlet, there while anything waits, commits all that
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import gevent
 from gevent import get_hub
 from gevent.event import AsyncResult
 from gevent.monkey import is_module_patched
-from sqlalchemy import Connection, Engine, Update, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, Row, Update, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -29,7 +29,17 @@ NOTIFICATION_JOBS = 80  # times an id of 64 and a version: below PostgreSQL's 8,
 UNSEEN = ("heartbeat_sent_at", "contradicted", "version", "asked_at", "witness", "witnessed_at")
 
 T = TypeVar("T")
-Changes = dict[str, int]  # job id: its version now
+
+
+class Change(NamedTuple):
+    """A job has another version; where they are at hand, its columns and its current attempt as it is now."""
+
+    version: int
+    job: Row[Any] | None = None
+    attempt: Attempt | None = None
+
+
+Changes = dict[str, Change]  # by job id
 
 _CURRENT = models.current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
 _UPDATE_JOB = (
@@ -45,6 +55,7 @@ class Transaction:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.changes: Changes = {}
+        self._jobs: dict[str, Row[Any]] = {}
         self._version = models.newest_version(connection) + 1
         self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
@@ -75,13 +86,13 @@ class Transaction:
         for current, stored, after in moves:
             is_current = after.number >= current.number
             unseen = {name: getattr(current, name) for name in UNSEEN}
-            is_shown = is_current and replace(after, **unseen) != current
+            is_shown = is_current and after._replace(**unseen) != current
             if not stored.version or is_shown:
-                after = replace(after, version=self._next(current))
+                after = after._replace(version=self._next(current))
                 if is_current:
-                    self.changes[after.job_id] = after.version
+                    self.changes[after.job_id] = Change(after.version, self._jobs.get(after.job_id), after)
             if not stored.version:
-                after = replace(after, usual=usual(self.connection))
+                after = after._replace(usual=usual(self.connection))
             if is_current:
                 shown.append(after)
                 if (after.number, after.status) != (current.number, current.status):
@@ -115,13 +126,13 @@ class Transaction:
         version = self._next(current)
         row = {"b_job_id": current.job_id, "b_number": current.number, "version": version}
         self.connection.execute(_update_attempt(("version",)), [row])
-        self.changes[current.job_id] = version
+        self.changes[current.job_id] = Change(version)
 
     def notify(self) -> None:
         """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
         if self.connection.dialect.name != "postgresql":
             return
-        lines = [f"{job_id} {version}" for job_id, version in self.changes.items()]
+        lines = [f"{job_id} {change.version}" for job_id, change in self.changes.items()]
         for i in range(0, len(lines), NOTIFICATION_JOBS):
             payload = "\n".join(lines[i : i + NOTIFICATION_JOBS])
             self.connection.execute(select(func.pg_notify(CHANNEL, payload)))
@@ -145,8 +156,9 @@ class Transaction:
     def _find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
         if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
             models.known_jobs(self.connection, job_ids)
-        found = self.connection.execute(_CURRENT, {"ids": list(job_ids)})
-        return {row.job_id: models.attempt_from(row) for row in found}
+        found = {row.job_id: row for row in self.connection.execute(_CURRENT, {"ids": list(job_ids)})}
+        self._jobs |= found
+        return {job_id: models.attempt_from(row) for job_id, row in found.items()}
 
     def _place(self, current: Attempt, report: Report) -> Attempt:
         """`progress.place`, with the older attempts at hand where they matter."""

@@ -108,18 +108,19 @@ def iso(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def view_of(row: Row[Any], settings: Settings) -> View:
-    """The view of a row of `current_attempts()`."""
+def view_of(row: Row[Any], settings: Settings, attempt: progress.Attempt | None = None) -> View:
+    """The view of a row of `current_attempts()`, or of a newer current attempt of that job."""
+    attempt = attempt or attempt_from(row)
     return View(
         row.job_id,
         row.agent_id,
         row.region,
         row.created_at,
         row.link,
-        attempt_from(row),
+        attempt,
         time(),
         settings,
-        row.attempt,
+        newest=attempt.number,
     )
 
 

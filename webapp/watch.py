@@ -7,11 +7,12 @@ from flask import Blueprint, Flask, Response, abort, jsonify, render_template, r
 from sqlalchemy import Engine
 
 from .config import Settings
-from .http import event_stream
+from .http import commenter, event_stream
 from .live import ANY, Frame
 from .models import db, newest_version
 from .parts import parts
-from .view import View, find, find_attempt
+from .store import Change
+from .view import View, find, find_attempt, view_of
 
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 
@@ -60,7 +61,7 @@ def events(token: str) -> Response:
     """The fragment at once and at every change, until the job is over."""
     view = shared(token)
     db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().live.events(view.job_id, view.link))
+    return event_stream(parts().live.events(view.job_id, commenter(), view.link))
 
 
 def as_events(view: View, fragment: str) -> bytes:
@@ -73,17 +74,20 @@ def as_events(view: View, fragment: str) -> bytes:
     return f"event: steps\nid: {view.version}\n{data}\nretry: 1000\n\n{done}".encode()
 
 
-def frame_maker(app: Flask, engine: Engine, settings: Settings) -> Callable[[str], Frame]:
+def frame_maker(app: Flask, engine: Engine, settings: Settings) -> Callable[[str, Change], Frame]:
     """What `Live` makes a job's frames with, outside of any request."""
     template = app.jinja_env.get_template("_steps.html")
 
-    def make(job_id: str) -> Frame:
-        with engine.connect() as connection:
-            if job_id == ANY:
-                number = newest_version(connection)
-                body = f"event: jobs\nid: {number}\ndata: changed\n\n".encode()
-                return Frame(number, str(number), 0, None, False, body)
-            view = find(connection, job_id, settings)
+    def make(job_id: str, change: Change) -> Frame:
+        if change.job:
+            view: View | None = view_of(change.job, settings, change.attempt)
+        else:
+            with engine.connect() as connection:
+                if job_id == ANY:
+                    number = newest_version(connection)
+                    body = f"event: jobs\nid: {number}\ndata: changed\n\n".encode()
+                    return Frame(number, str(number), 0, None, False, body)
+                view = find(connection, job_id, settings)
         if view is None:  # pruned: no link is its link
             return Frame(0, "", -1, None, True, None)
         body = as_events(view, template.render(view=view))

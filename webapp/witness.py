@@ -4,7 +4,6 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_run
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from time import time
 from typing import Any, NamedTuple
@@ -139,11 +138,11 @@ def _hear_of(transaction: Transaction, word: Word, job_id: str) -> None:
     if target.number < 1:
         return
     after = progress.testify(target, report, word.state)
-    after = replace(after, run_url=word.url or after.run_url)
+    after = after._replace(run_url=word.url or after.run_url)
     if after.heard_at is None:
-        after = replace(after, taken_at=now)
+        after = after._replace(taken_at=now)
     if after.end != target.end:
-        after = replace(after, ended_at=word.ended_at or now)
+        after = after._replace(ended_at=word.ended_at or now)
     transaction.save([(current, target, after)])
 
 
@@ -152,7 +151,7 @@ def _bound(current: Attempt, word: Word) -> Attempt:
     began = current.end in ("running", "failed") and (word.started_at or 0) <= (current.ended_at or 0)
     if current.run or not began:
         return current
-    return replace(current, run_id=word.run.id, run_attempt=word.run.attempt)
+    return current._replace(run_id=word.run.id, run_attempt=word.run.attempt)
 
 
 def ask_for_ever(parts: Parts) -> None:

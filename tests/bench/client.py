@@ -165,6 +165,7 @@ class Client:
     def storm(self, requests: Iterable[bytes], seconds: float, connections: int = 32) -> Load:
         """Each connection sends the next request when it has its answer."""
         self._load, queue = Load(), iter(requests)
+        self._turn(0)  # the server may have closed what was idle
         start = time.monotonic()
         while (now := time.monotonic()) < start + seconds:
             self._widen(connections)
@@ -179,6 +180,7 @@ class Client:
     def pace(self, requests: Iterable[bytes], rate: float, connections: int = 8) -> Load:
         """One request each 1/`rate` seconds, whatever the server does; timed from when it was due."""
         self._load = Load()
+        self._turn(0)
         start = time.monotonic()
         for number, one in enumerate(requests):
             due = start + number / rate

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
 from sqlalchemy import create_engine, func, select
 
 from tests.bench import floors, growth
@@ -112,7 +113,7 @@ class Milepost(Server):
 
 def callbacks(bench: Bench) -> Figures:
     """Callbacks stored per second, beside the route that only verifies and raw sqlite3."""
-    seconds, rounds = bench.seconds(10), 3
+    seconds, rounds = bench.seconds(2, 0.5), 15  # short turns: a shared machine's pace changes by the second
     with bench.milepost() as product, bench.milepost(app="tests.bench.floor:app") as floor:
         names, sent = product.jobs(2000), 2000
         kinds: dict[str, Callable[[str], Iterator[bytes]]] = {
@@ -137,11 +138,12 @@ def callbacks(bench: Bench) -> Figures:
 
 def _beside(kind: str, product: list[Load], floor: list[Load]) -> Figures:
     rate, verified = (median(load.rate for load in loads) for loads in (product, floor))
+    share = median(ours.rate / theirs.rate for ours, theirs in zip(product, floor, strict=True))
     half, most = (median(load.quantile(share) for load in product) * 1000 for share in (0.5, 0.99))
     floor_most = median(load.quantile(0.99) for load in floor) * 1000
     yield Figure("callbacks", f"{kind}: stored", rate, "/s")
     yield Figure("callbacks", f"{kind}: floor: only verified", verified, "/s")
-    yield Figure("callbacks", f"{kind}: stored of verified", 100 * rate / verified, "%", ">= 60")
+    yield Figure("callbacks", f"{kind}: stored of verified", 100 * share, "%", ">= 60")
     yield Figure("callbacks", f"{kind}: p50", half, "ms")
     yield Figure("callbacks", f"{kind}: p99", most, "ms")
     yield Figure("callbacks", f"{kind}: p99 of p50", most / half, "x", "<= 3")
@@ -212,7 +214,8 @@ def one_job(bench: Bench) -> Figures:
             taken.append(max(a.at for a in client.arrivals) - client.sent[-1].at)
             missed += bench.watchers - len({a.stream for a in client.arrivals})
             client.listen(0.5)
-    bare = floors.bare_stream(bench.watchers, b"x" * len(milepost.path(name)) * 16)
+        fragment = requests.get(f"{milepost.url}{milepost.path(name)}/steps", timeout=30).content
+    bare = floors.bare_stream(bench.watchers, fragment)
     yield Figure("one job", f"all {bench.watchers} have it, median", median(taken) * 1000, "ms")
     yield Figure("one job", "worst", max(taken) * 1000, "ms")
     yield Figure("one job", "floor: bare epoll loop, median", median(bare) * 1000, "ms")
