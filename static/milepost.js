@@ -1,5 +1,13 @@
-// Times tick here, by the server's clock; what is shown comes from the server alone.
-(() => {
+// A button copies the text before it: the link to share, the report to send.
+document.addEventListener("click", ({target}) => {
+  if (!target.matches("button.copy")) return
+  const text = target.previousElementSibling
+  text.select ? text.select() : getSelection().selectAllChildren(text)
+  target.textContent = document.execCommand("copy") ? "Copied" : "Press Ctrl+C"
+})
+
+// The progress page: times tick here, by the server's clock; what is shown comes from the server alone.
+document.getElementById("live") && (() => {
   const $ = id => document.getElementById(id), show = (id, yes) => $(id).hidden = !yes
   const live = $("live"), icon = $("icon"), bell = $("bell"), said = $("said"), clock = new Intl.DateTimeFormat([], {timeStyle: "short"})
   const data = () => $("steps").dataset, over = () => data().condition == "over", headline = () => $("now").textContent
@@ -100,13 +108,6 @@
   new MutationObserver(changed).observe(live, {childList: true})
 
   live.addEventListener("toggle", e => opened[e.target.id] = e.target.open, true)
-  live.addEventListener("click", async ({target}) => {
-    if (target.id != "copy") return
-    const text = target.previousElementSibling
-    getSelection().selectAllChildren(text)
-    await navigator.clipboard.writeText(text.textContent)
-    target.textContent = "Copied"
-  })
   bell.addEventListener("click", async () => {
     bell.ariaPressed = wanted = !wanted && await Notification.requestPermission() == "granted"
   })

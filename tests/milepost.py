@@ -5,6 +5,7 @@ import hmac
 import itertools
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -13,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import unescape
+from http.cookiejar import Cookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -106,6 +109,10 @@ class Server:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return [int(child) for child in children.split()]
 
+    def open_files(self) -> int:
+        """How many files and sockets the workers hold open."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.workers())
+
     def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
         """Stop it, all of its processes at once where `by` is SIGKILL."""
         if self._process:
@@ -189,6 +196,43 @@ class Events:
 
     def close(self) -> None:
         self.response.close()
+
+
+class Operator(requests.Session):
+    """A person's browser as far as HTTP goes: it keeps cookies, and sends forms as they are shown."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+
+    def ask(self, path: str = "/") -> requests.Response:
+        return self.get(self.server.url + path, timeout=30, allow_redirects=False)
+
+    def see(self, path: str = "/") -> str:
+        """A page that has to be there."""
+        answer = self.ask(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def submit(self, path: str, on: str = "/", **fields: str) -> requests.Response:
+        """Send a form of the page `on`, with the hidden fields that it has there."""
+        hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', self.see(on)))
+        form = {name: unescape(value) for name, value in hidden.items()} | fields
+        return self.post(self.server.url + path, data=form, timeout=30, allow_redirects=False)
+
+    def sign_in(self, token: str = OPERATOR_TOKEN, on: str = "/sign-in") -> requests.Response:
+        return self.submit("/sign-in", on, token=token)
+
+    @property
+    def cookie(self) -> Cookie:
+        return next(iter(self.cookies))
+
+
+def signed_in(server: Server) -> Operator:
+    operator = Operator(server)
+    answer = operator.sign_in(server.environ["OPERATOR_TOKEN"])
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    return operator
 
 
 class StandIn(BaseHTTPRequestHandler):

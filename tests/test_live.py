@@ -1,10 +1,13 @@
 """Wake-ups: every stream shows what any process was told, promptly, in order, and no oftener than useful."""
 
 import json
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from http.client import HTTPConnection
+from itertools import takewhile
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,17 +18,35 @@ from tests.milepost import CALLBACKS, Events, Server, new_job_id, sign, wait_unt
 from webapp.live import SHORTEST_INTERVAL
 
 COMMENT_EVERY = 20  # seconds, says the contract
+GONE = 30  # clients
 STEPS = ("vm_created", "ansible_started", "ansible_complete")
 
 
+@dataclass
+class Resting:
+    """Streams on which nothing happens while the other tests run, and since when."""
+
+    events: Events
+    over_http_1_0: socket.socket
+    files: int  # that the server had open without those of the clients that are gone
+    since: float
+
+
 @pytest.fixture(scope="module", autouse=True)
-def resting(server: Server) -> Iterator[tuple[Events, float]]:
-    """A stream on which nothing happens while the other tests run, and since when."""
+def resting(server: Server) -> Iterator[Resting]:
     job_id = new_job_id()
     server.report(job_id, "provisioning")
-    with closing(server.events(job_id, timeout=COMMENT_EVERY)) as events:
+    path = urlsplit(server.link(job_id)).path
+    with (
+        closing(server.events(job_id, timeout=COMMENT_EVERY)) as events,
+        socket.create_connection(("127.0.0.1", server.port), COMMENT_EVERY) as old,
+    ):
         assert events.next()["event"] == "steps"
-        yield events, time.monotonic()
+        old.sendall(f"GET {path}/events HTTP/1.0\r\n\r\n".encode())
+        files, since = server.open_files(), time.monotonic()
+        with closing(Client(server.port)) as client:
+            client.open_streams([path] * GONE)
+        yield Resting(events, old, files, since)
 
 
 @contextmanager
@@ -139,8 +160,16 @@ def test_a_stream_on_a_job_that_is_over_says_so_and_ends(server: Server, job_id:
         assert [event["event"] for event in events] == ["steps", "done"]
 
 
-def test_a_stream_at_rest_says_that_it_is_still_there(resting: tuple[Events, float]) -> None:
-    events, since = resting
-    left = max(COMMENT_EVERY - (time.monotonic() - since), 1)
-    events.response.raw._fp.fp.raw._sock.settimeout(left)
-    assert next(iter(events)).keys() == {""}  # a comment alone
+def test_a_stream_at_rest_says_that_it_is_still_there(resting: Resting) -> None:
+    left = max(COMMENT_EVERY - (time.monotonic() - resting.since), 1)
+    resting.events.response.raw._fp.fp.raw._sock.settimeout(left)
+    assert next(iter(resting.events)).keys() == {""}  # a comment alone
+    lines = list(takewhile(lambda line: line != b": still here\n", resting.over_http_1_0.makefile("rb")))
+    body = lines[lines.index(b"\r\n") + 1 :]
+    assert body[0] == b"event: steps\n" and not any(
+        b"\r" in line for line in body
+    )  # HTTP/1.0 knows no chunks
+
+
+def test_a_stream_whose_client_is_gone_is_let_go_of(server: Server, resting: Resting) -> None:
+    wait_until(lambda: server.open_files() < resting.files + GONE / 2, within=2 * COMMENT_EVERY + 5)

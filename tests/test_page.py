@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import time
 from collections import Counter
 
 import html5lib
@@ -11,7 +12,10 @@ from werkzeug.test import Client
 
 from tests.conftest import Serve
 from tests.gallery import STATES, create_app
-from tests.milepost import Server
+from tests.milepost import Server, new_job_id, wait_until
+
+RUN = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
+STEP_TAKES = 10  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,52 @@ def test_the_first_view_is_at_most_30_kb_and_none_of_it_from_elsewhere(server: S
     assert all(answer.headers["Content-Encoding"] == "gzip" for answer in answers)
     assert all("max-age=31536000" in answer.headers["Cache-Control"] for answer in answers[1:])
     assert "://" not in re.sub(r"xmlns='[^']+'", "", page.text)
+
+
+def fragment(server: Server, job_id: str) -> str:
+    return requests.get(f"{server.link(job_id)}/steps", timeout=30).text
+
+
+def bar(server: Server, job_id: str) -> float:
+    """How far the progress bar has come, of 100."""
+    value = re.search(r'<progress [^>]*value="([\d.]+)"', fragment(server, job_id))
+    assert value
+    return float(value[1])
+
+
+def run(server: Server) -> str:
+    """A whole run in which each step takes as long; its job id."""
+    job_id, began = new_job_id(), time.time()
+    for number, milestone in enumerate(RUN):
+        server.report(job_id, milestone, sent_at=began + number * STEP_TAKES)
+    return job_id
+
+
+def test_what_is_usual_is_learnt_from_five_finished_jobs_and_moves_the_bar_never_back(serve: Serve) -> None:
+    server = serve(CALLBACK_MAX_SKEW="0", QUIET_AFTER="2", LOST_AFTER="4")
+    for _ in range(5):
+        assert "sually" not in fragment(server, run(server))
+    measured = run(server)
+    assert "Usually" in fragment(server, measured) and "9 of 10 within" in fragment(server, measured)
+    job_id, positions = new_job_id(), []
+    for milestone in RUN[:2]:
+        server.report(job_id, milestone)
+        positions.append(bar(server, job_id))
+    assert "usually 10 s" in fragment(server, job_id)
+    for condition in ("quiet", "lost"):
+        positions.append(bar(server, job_id))
+        wait_until(lambda expected=condition: server.page(job_id)["condition"] == expected)
+        positions.append(bar(server, job_id))
+    server.report(job_id, "ansible_started")
+    positions.append(bar(server, job_id))
+    server.report(job_id, "failed", failed_step="configure", sent_at=time.time() - 60)
+    positions.append(bar(server, job_id))
+    assert positions == sorted(positions) and positions[1] < positions[-3] < positions[-2]
+
+
+def test_the_picture_draws_no_bar_for_what_was_not_heard_of(gallery: Client) -> None:
+    page = gallery.get("/p/lost-milestones").text
+    assert re.findall(r'<rect [^>]*class="(\w+)"', page) == ["active"]
 
 
 def test_errors_of_the_workflow_are_shown_whole_but_tamed(server: Server, job_id: str) -> None:

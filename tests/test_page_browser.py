@@ -31,6 +31,9 @@ HIDE = """hidden => {
   Object.defineProperty(document, "hidden", {value: hidden, configurable: true})
   document.dispatchEvent(new Event("visibilitychange")) }"""
 
+HALF_OPEN = """EventSource = class extends EventSource {
+  addEventListener(name, hear) { let heard = 0; super.addEventListener(name, e => heard++ || hear(e)) } }"""
+
 
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
@@ -143,6 +146,19 @@ def test_a_hidden_tab_gives_its_stream_back_and_catches_up_when_shown(
     with page.expect_response(re.compile("/events")):
         page.evaluate(HIDE, False)
     expect_rank(page, 3)
+
+
+def test_after_sleep_it_catches_up_at_once_and_tells_the_time_truly(
+    server: Server, job_id: str, page: Page
+) -> None:
+    page.add_init_script(HALF_OPEN)
+    page.clock.install()
+    server.report(job_id, "provisioning")
+    watch(page, server, job_id)
+    server.report(job_id, "ansible_started")
+    page.clock.fast_forward(30_000)
+    expect_rank(page, 3)
+    expect(page.locator("[data-since]").first).to_have_text(re.compile(r"^\d s$"))
 
 
 def test_an_older_state_is_never_shown_over_a_newer_one(server: Server, job_id: str, page: Page) -> None:

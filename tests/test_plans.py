@@ -169,6 +169,15 @@ def operators_list(milepost: Milepost) -> None:
 
 
 @hot
+def operators_page(milepost: Milepost) -> None:
+    client = milepost.app.test_client()
+    with client.session_transaction() as session:
+        session.update(operator=milepost.app.extensions["milepost"].signatures.fingerprint, csrf="x")
+    for query in ("", "?status=failed"):  # a condition or a search sorts what it finds
+        assert client.get(f"/{query}").status_code == 200
+
+
+@hot
 def start_of_a_job(milepost: Milepost) -> None:
     job = {"job_id": new_job_id(), "agent_id": "agent-7", "dispatch": False}
     milepost.post("/api/jobs", job)

@@ -19,7 +19,9 @@ def create_app() -> Flask:
     """The app, as the environment has it; raises `config.BadSetting`."""
     settings = config.load(config.environment())
     app = Flask(__name__, template_folder=config.ROOT / "templates", static_folder=None)
+    app.session_interface = operate.Sessions()
     app.jinja_env.undefined = StrictUndefined
+    app.jinja_env.filters.update(words.FOR_TEMPLATES, **picture.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -48,7 +50,6 @@ def create_app() -> Flask:
     logs.set_up(app)
     http.set_up(app, settings)
     assets.set_up(app)
-    app.jinja_env.globals.update(words.FOR_TEMPLATES, **picture.FOR_TEMPLATES)
     app.url_map.converters["id"] = http.JobId
     for door in (callbacks.bp, watch.bp, api.bp, operate.bp):
         app.register_blueprint(door)

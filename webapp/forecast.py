@@ -26,8 +26,8 @@ _known: WeakKeyDictionary[Engine, tuple[float, Usual | None]] = WeakKeyDictionar
 
 def usual(connection: Connection) -> Usual | None:
     """What an attempt that opens now may be measured by; costs nothing when asked again at once."""
-    learnt_at, known = _known.get(connection.engine, (-FRESH_FOR, None))
-    if monotonic() - learnt_at >= FRESH_FOR:
+    learnt_at, known = _known.get(connection.engine, (0.0, None))
+    if known is None or monotonic() - learnt_at >= FRESH_FOR:  # with nothing to tell there is little to read
         newest = select(*STATE).where(attempts.c.end == "running")
         newest = newest.order_by(attempts.c.ended_at.desc()).limit(NEWEST)
         known = learn(attempt_from(row) for row in connection.execute(newest))

@@ -17,10 +17,10 @@ import gevent
 from gevent import getcurrent
 from gevent.event import Event
 from gevent.lock import Semaphore
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, bindparam
 from sqlalchemy.exc import SQLAlchemyError
 
-from .models import attempts, newest_version
+from .models import attempts, current_attempts, newest_version
 from .store import CHANNEL, Change, Changes
 
 ANY = ""  # in place of a job id: any job
@@ -31,6 +31,7 @@ RETRY_AFTER = 1.0  # when the database is away
 
 ANEW = Change(sys.maxsize)  # than which nothing that a commit tells is newer
 
+_NEWER = current_attempts().where(attempts.c.version > bindparam("version"))
 log = logging.getLogger(__name__)
 
 
@@ -231,12 +232,11 @@ class Live:
                 now = ask.execute("PRAGMA data_version").fetchone()[0]
                 if now != known:
                     known = now
-                    newer = select(attempts.c.job_id, attempts.c.version)
-                    rows = connection.execute(newer.where(attempts.c.version > version))
-                    versions = {row.job_id: row.version for row in rows}
+                    newer = connection.execute(_NEWER, {"version": version})
+                    changes = {row.job_id: Change(row.version, row) for row in newer}
                     connection.rollback()
-                    version = max(versions.values(), default=version)
-                    yield self._others(versions)
+                    version = max((change.version for change in changes.values()), default=version)
+                    yield self._others(changes)
 
     def _hear(self) -> Iterator[Changes]:
         """PostgreSQL: LISTEN on a connection of its own, looked after every half minute."""
@@ -251,17 +251,18 @@ class Live:
             while self._topics:
                 for notification in connection.notifies(timeout=30):
                     lines = (line.split() for line in notification.payload.splitlines())
-                    yield self._others({job_id: int(version) for job_id, version in lines})
+                    yield self._others({job_id: Change(int(version)) for job_id, version in lines})
                 connection.execute("SELECT 1")
         finally:
             connection.close()
 
-    def _others(self, versions: dict[str, int]) -> Changes:
+    def _others(self, changes: Changes) -> Changes:
         """Without those that the streams show already, as after a commit of our own."""
-        if versions:
-            versions = versions | {ANY: max(versions.values())}
+        if changes:
+            changes = changes | {ANY: Change(max(change.version for change in changes.values()))}
         return {
-            job_id: Change(version)
-            for job_id, version in versions.items()
-            if (topic := self._topics.get(job_id)) and not (topic.frame and topic.frame.number >= version)
+            job_id: change
+            for job_id, change in changes.items()
+            if (topic := self._topics.get(job_id))
+            and not (topic.frame and topic.frame.number >= change.version)
         }

@@ -10,7 +10,8 @@ from math import ceil
 from time import monotonic, time
 from typing import Any
 
-from flask import Blueprint, abort, g, redirect, render_template, request, session, url_for
+from flask import Blueprint, Flask, Request, abort, g, redirect, render_template, request, session, url_for
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from werkzeug import Response
@@ -30,10 +31,23 @@ from .view import find, view_of
 LARGEST_FORM = 65_536  # bytes
 SHOWN_JOBS, SHOWN_CALLBACKS, MOST_COUNTED = 50, 200, 999
 MOST_TRIES, MINUTE, MOST_ADDRESSES = 10, 60.0, 10_000
+UNFINISHED = ("live", "quiet", "lost")  # conditions
 OPEN = ("operate.sign_in", "operate.sign_in_form")
 SAME_SITE = re.compile(r"/(?![/\\])[!-\[\]-~]*")  # no host, nothing that a browser would read as one
 
 bp = Blueprint("operate", __name__)
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's own; but who sends no cookie, as workflows and watchers, costs no signature."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """The session of a request's cookie; an empty one without it."""
+        if self.get_cookie_name(app) not in request.cookies:
+            return self.session_class()
+        return super().open_session(app, request)
+
+
 _refusals: OrderedDict[str, deque[float]] = OrderedDict()  # of late, by address; of this process alone
 
 
@@ -138,6 +152,8 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         filters.append(jobs.c.status == asked["status"])
     if asked["condition"] in progress.CONDITIONS:
         filters.append(_is(asked["condition"], settings))
+    if asked["condition"] in UNFINISHED:
+        filters.append(jobs.c.status.in_(start.UNFINISHED))  # which has an index in the list's order
     rows = db.session.execute(api.newest(SHOWN_JOBS + 1, asked["before"], *filters)).all()
     return render_template(
         "jobs.html",
@@ -159,7 +175,7 @@ def _begins(prefix: str) -> ColumnElement[bool]:
 
 
 def _is(condition: str, settings: Settings) -> ColumnElement[bool]:
-    """`progress.condition` in SQL; `status` has an index, and few jobs are unfinished."""
+    """`progress.condition` in SQL; the unfinished attempts have an index by their last sign of life."""
     if condition == "over":
         return attempts.c.end.is_not(None)
     heard_at, now = attempts.c.heard_at, time()
@@ -169,12 +185,12 @@ def _is(condition: str, settings: Settings) -> ColumnElement[bool]:
         "quiet": (heard_at < quiet) & (heard_at >= lost),
         "lost": heard_at < lost,
     }
-    return jobs.c.status.in_(start.UNFINISHED) & since[condition]
+    return attempts.c.end.is_(None) & since[condition]
 
 
 def _counts(settings: Settings) -> dict[str, str]:
     """How many jobs are in each condition and state that matter, up to MOST_COUNTED."""
-    filters = {name: _is(name, settings) for name in ("live", "quiet", "lost")}
+    filters = {name: _is(name, settings) for name in UNFINISHED}
     filters |= {name: jobs.c.status == name for name in ("failed", "running")}
     counted = {name: db.session.scalar(_count(which)) or 0 for name, which in filters.items()}
     return {name: str(n) if n <= MOST_COUNTED else f"{MOST_COUNTED}+" for name, n in counted.items()}

@@ -29,8 +29,12 @@ class Timeline:
 
 def timeline(view: View) -> Timeline:
     """The picture of an attempt as of its last sign of life: what is not heard of is not drawn."""
-    opened, until = view.attempt.opened_at, _until(view)
-    actual = [_span(opened, step.started_at, step.finished_at or until) for step in view.steps]
+    opened, until = view.attempt.opened_at, view.attempt.ended_at or view.attempt.heard_at
+    ends = [
+        until if step == step_of(view) and step.finished_at is None else step.finished_at
+        for step in view.steps
+    ]
+    actual = [_span(opened, step.started_at, end) for step, end in zip(view.steps, ends, strict=True)]
     usual = _usual(view)
     scale = max([end for span in (*actual, *usual) if span for end in span[1:]] + [1.0])
     every = next((s for s in SCALES if scale / s <= MOST_TICKS), SCALES[-1])
@@ -41,9 +45,10 @@ def timeline(view: View) -> Timeline:
 
 
 def done(view: View) -> float:
-    """How far the progress bar has come, of 100."""
-    until = view.now if view.condition == "live" else view.attempt.ended_at or view.attempt.heard_at
-    return round(position(view.attempt.usual, view.steps, until), 1)
+    """How far the progress bar has come, of 100; it stops where the silence began to mean something."""
+    heard, ended = view.attempt.heard_at, view.attempt.ended_at
+    until = view.now if heard is None else min(view.now, heard + view.settings.quiet_after)
+    return round(position(view.attempt.usual, view.steps, max(ended, heard or 0) if ended else until), 1)
 
 
 def reach(view: View) -> list[float]:
@@ -63,10 +68,6 @@ def _in_words(view: View, step: Step) -> str:
         took = duration(step.finished_at - step.started_at)
     usual = (view.attempt.usual or {}).get(step.id)
     return f"{step.label}: {took}" + (f", usually {duration(usual[0])}" if usual else "")
-
-
-def _until(view: View) -> float | None:
-    return view.attempt.ended_at or view.attempt.heard_at
 
 
 def _span(opened: float, start: float | None, end: float | None) -> tuple[float, float] | None:

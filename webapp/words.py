@@ -37,7 +37,8 @@ STATES = {
 SHORT = dict(zip(STEPS, ("Queued", "Creating", "Installing", "Configuring", "Starting"), strict=True))
 NO_SERVER = "No server was created."
 DELETES = "When a run ends so, the workflow deletes its server; what it could not delete is named below."
-MAYBE_SERVER = "If a server had been created, it may still exist and cost money."
+MAYBE_SERVER = "If the run has died, a server that it had created may still exist and cost money."
+GOES_ON = "The page goes on listening, and follows a new attempt by itself."
 AGAIN = "Nothing more happens by itself. Once it is started again, this page follows by itself."
 
 
@@ -83,18 +84,25 @@ def notes(view: View) -> list[str]:
         silence = duration(view.settings.quiet_after)
         return [
             f"No sign of life for more than {silence}. The run may be slow, or its runner has no network.",
-            "The page goes on listening; often it just comes back.",
+            f"The page goes on listening; often it just comes back. {MAYBE_SERVER}",
         ]
     if kind == "lost":
         silence = duration(view.settings.lost_after)
-        return [f"Nothing was heard for more than {silence}: the run has probably died.", MAYBE_SERVER]
+        return [
+            f"Nothing was heard for more than {silence}: the run has probably died.",
+            MAYBE_SERVER,
+            GOES_ON,
+        ]
     if kind:
-        why = "Cancelled is not failed: nothing is known to be broken." if kind == "cancelled" else ""
+        why = ""
+        if kind == "cancelled":
+            why = "It took too long" if timed_out(view) else "Cancelled is not failed"
+            why += ": nothing is known to be broken."
         server = NO_SERVER if view.attempt.end == "refused" else DELETES
         return [note for note in (why, server, "" if view.is_superseded else AGAIN) if note]
     if view.status == "running":
         return ["All five steps are done. You can close this page."]
-    return [] if view.is_superseded else [IF_SLOW[step_of(view).id]]
+    return [MAYBE_SERVER if view.is_superseded else IF_SLOW[step_of(view).id]]
 
 
 def state(view: View, step: Step) -> str:
@@ -108,7 +116,7 @@ def state(view: View, step: Step) -> str:
     return "not reached" if step.state == "pending" and view.condition == "over" else STATES[step.state]
 
 
-def title(view: View) -> str:
+def tab_title(view: View) -> str:
     """The tab's title: how far, which agent."""
     return f"{in_short(view)} · {view.agent_id or view.job_id}"
 
@@ -192,6 +200,6 @@ FOR_TEMPLATES = {
     word.__name__: word
     for word in (
         active_pace, duration, headline, icon, in_short, moment, notes, remaining, report, roughly, state,
-        step_of, title, trouble,
+        step_of, tab_title, trouble,
     )
 }  # fmt: skip

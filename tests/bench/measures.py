@@ -1,12 +1,17 @@
 """What is measured, one function each; every one starts the Milepost that it measures."""
 
+import os
+import re
+import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
+from playwright.sync_api import sync_playwright
 from sqlalchemy import create_engine, func, select
 
 from tests.bench import floors, growth
@@ -24,7 +29,8 @@ from tests.bench.client import (
     resident,
     workers_of,
 )
-from tests.milepost import OPERATOR_TOKEN, Server, postgresql
+from tests.browser import launch_options
+from tests.milepost import OPERATOR_TOKEN, Server, postgresql, signed_in
 from webapp import models
 from webapp.signing import ShareLinks
 
@@ -269,6 +275,26 @@ def _sustained(bench: Bench, milepost: Milepost, names: list[str]) -> Figures:
     yield Figure(measure, "processor", spent, "% of a core")
 
 
+def killed(bench: Bench) -> Figures:
+    """A worker killed under a page in a browser: how long until it shows, by itself, what came after."""
+    taken = []
+    with bench.milepost() as milepost, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(**launch_options())
+        page, name = browser.new_page(), milepost.jobs(1)[0]
+        with page.expect_response(re.compile("/events")):
+            page.goto(milepost.url + milepost.path(name))
+        for step in MILESTONES[1:]:
+            start = time.monotonic()
+            os.kill(milepost.workers()[0], signal.SIGKILL)
+            milepost.report(name, step)  # its connection waits for the next worker
+            version = milepost.page(name)["version"]
+            page.locator(f'#steps[data-version="{version}"]').wait_for()
+            taken.append(time.monotonic() - start)
+        browser.close()
+    yield Figure("a worker killed", "the page shows the newest state, median", median(taken), "s")
+    yield Figure("a worker killed", f"worst of {len(taken)}", max(taken), "s", "<= 3")
+
+
 def grown(bench: Bench) -> Figures:
     """A large database beside an empty one: medians of requests in turn."""
     for database in ("sqlite", "postgresql"):
@@ -281,12 +307,14 @@ def grown(bench: Bench) -> Figures:
 
 def _ratios(measure: str, stored: int, empty: Milepost, full: Milepost) -> Figures:
     operator = f"Authorization: Bearer {OPERATOR_TOKEN}"
+    cookies = {server: f"Cookie: session={signed_in(server).cookie.value}" for server in (empty, full)}
     kinds: dict[str, Callable[[Milepost, int], bytes]] = {
         "callback, new job": lambda _, n: milestone(f"late-{n}", "provisioning"),
         "callback, heartbeat": lambda _, n: heartbeat("job-0"),
         "page": lambda server, _: request(server.path("job-1")),
         "fragment": lambda server, _: request(f"{server.path('job-1')}/steps"),
         "list": lambda server, _: request("/api/jobs?limit=50", operator),
+        "list as a page": lambda server, _: request("/", cookies[server]),
     }
     yield Figure(measure, "callbacks in the database", stored, "")
     for kind, make in kinds.items():
@@ -305,5 +333,6 @@ MEASURES: dict[str, Callable[[Bench], Figures]] = {
     "screen": screen,
     "one-job": one_job,
     "watchers": watchers,
+    "killed": killed,
     "growth": grown,
 }
