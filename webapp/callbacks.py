@@ -1,5 +1,6 @@
 """The machine's door: prove, then parse, then store; answered only once it is on disk."""
 
+import json
 from contextlib import suppress
 from time import time
 
@@ -16,6 +17,7 @@ LARGEST_BODY = 65_536
 DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset,
 DRAINED_WITHIN = 1.0  # but who waits for the answer before sending must get it too
 SLOWEST_BODY = 30.0  # seconds
+RECEIVED = {duplicate: json.dumps({"received": True, "duplicate": duplicate}) for duplicate in (False, True)}
 
 bp = Blueprint("callbacks", __name__)
 
@@ -46,7 +48,7 @@ def receive() -> Response:
     if sent is not None and skew and abs(arrived_at - sent) > skew:
         raise Refused(401, f"sent_at: more than {skew:g} seconds from the time of arrival")
     duplicate = parts().writer.receive(read(fields, body, arrived_at))
-    return jsonify(received=True, duplicate=duplicate)
+    return Response(RECEIVED[duplicate], mimetype="application/json")
 
 
 def _delivery(event: str) -> Response:

@@ -17,10 +17,10 @@ import gevent
 from gevent import getcurrent
 from gevent.event import Event
 from gevent.lock import Semaphore
-from sqlalchemy import Engine, bindparam
+from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from .models import attempts, current_attempts, newest_version
+from .models import attempts, current_attempts, jobs, newest_version
 from .store import CHANNEL, Change, Changes
 
 ANY = ""  # in place of a job id: any job
@@ -31,7 +31,8 @@ RETRY_AFTER = 1.0  # when the database is away
 
 ANEW = Change(sys.maxsize)  # than which nothing that a commit tells is newer
 
-_NEWER = current_attempts().where(attempts.c.version > bindparam("version"))
+_NEWER = select(attempts.c.job_id, attempts.c.version).where(attempts.c.version > bindparam("version"))
+_WATCHED = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
 log = logging.getLogger(__name__)
 
 
@@ -233,10 +234,12 @@ class Live:
                 if now != known:
                     known = now
                     newer = connection.execute(_NEWER, {"version": version})
-                    changes = {row.job_id: Change(row.version, row) for row in newer}
+                    changes = self._others({row.job_id: Change(row.version) for row in newer})
+                    version = changes[ANY].version if changes else version
+                    watched = connection.execute(_WATCHED, {"ids": [*changes]}) if len(changes) > 1 else ()
+                    changes |= {row.job_id: Change(row.version, row) for row in watched}
                     connection.rollback()
-                    version = max((change.version for change in changes.values()), default=version)
-                    yield self._others(changes)
+                    yield changes
 
     def _hear(self) -> Iterator[Changes]:
         """PostgreSQL: LISTEN on a connection of its own, looked after every half minute."""
@@ -257,12 +260,11 @@ class Live:
             connection.close()
 
     def _others(self, changes: Changes) -> Changes:
-        """Without those that the streams show already, as after a commit of our own."""
-        if changes:
-            changes = changes | {ANY: Change(max(change.version for change in changes.values()))}
-        return {
+        """Without those that no stream shows, or shows already, as after a commit of our own; and ANY."""
+        others = {
             job_id: change
             for job_id, change in changes.items()
             if (topic := self._topics.get(job_id))
             and not (topic.frame and topic.frame.number >= change.version)
         }
+        return others | ({ANY: Change(max(c.version for c in changes.values()))} if changes else {})

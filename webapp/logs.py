@@ -16,6 +16,7 @@ from flask import Flask, Response, g, has_request_context, request
 from .view import iso
 
 LONGEST = 300  # characters of any one value
+_ENCODER = json.JSONEncoder(default=str)
 log = logging.getLogger("webapp")
 _process = secrets.token_hex(4)
 _count = itertools.count(1)
@@ -32,7 +33,7 @@ class JsonLines(logging.Formatter):
         line |= {"event": record.getMessage()[:LONGEST], **getattr(record, "fields", {})}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _ENCODER.encode(line)
 
 
 def event(name: str, **fields: object) -> None:

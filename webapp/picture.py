@@ -30,17 +30,17 @@ class Timeline:
 def timeline(view: View) -> Timeline:
     """The picture of an attempt as of its last sign of life: what is not heard of is not drawn."""
     opened, until = view.attempt.opened_at, view.attempt.ended_at or view.attempt.heard_at
-    ends = [
-        until if step == step_of(view) and step.finished_at is None else step.finished_at
+    actual = [
+        _span(opened, step.started_at, step.finished_at if step.state == "completed" else until)
         for step in view.steps
     ]
-    actual = [_span(opened, step.started_at, end) for step, end in zip(view.steps, ends, strict=True)]
     usual = _usual(view)
-    scale = max([end for span in (*actual, *usual) if span for end in span[1:]] + [1.0])
+    known = [span for span in (*actual, *usual) if span]
+    scale = max([1.0, *(end for _, end in known)])
     every = next((s for s in SCALES if scale / s <= MOST_TICKS), SCALES[-1])
     return Timeline(
         [(_bar(a, scale), _bar(u, scale)) for a, u in zip(actual, usual, strict=True)],
-        [(round(100 * t / scale, 1), t) for t in range(0, int(scale) + 1, every)],
+        [(round(100 * t / scale, 1), t) for t in range(0, int(scale) + 1 if known else 0, every)],
     )
 
 

@@ -1,6 +1,5 @@
 """The watcher's door: page, JSON, fragment and stream; the token is all that it takes."""
 
-import re
 from collections.abc import Callable
 
 from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
@@ -69,9 +68,9 @@ def as_events(view: View, fragment: str) -> bytes:
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html
     """
-    data = "\n".join(f"data: {line}" for line in re.split(r"\r\n|\r|\n", fragment))
+    data = fragment.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
     done = f"event: done\nid: {view.version}\ndata: over\n\n" if view.attempt.end else ""
-    return f"event: steps\nid: {view.version}\n{data}\nretry: 1000\n\n{done}".encode()
+    return f"event: steps\nid: {view.version}\ndata: {data}\nretry: 1000\n\n{done}".encode()
 
 
 def frame_maker(app: Flask, engine: Engine, settings: Settings) -> Callable[[str, Change], Frame]:
