@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measure a real Milepost beside its floors; a table, and JSON where asked."""
+"""`python -m tests.bench`: measure a real Milepost beside its floors; prints a table, writes JSON."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
     parser.add_argument("--scale", type=float, default=1.0, help="1 is 10,000 watchers; 0.1 takes minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=".bench.json", help="where they are written")
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(MEASURES):
         parser.error(f"no measure is called {', '.join(sorted(unknown))}")
@@ -30,9 +30,8 @@ def main() -> None:
         if open_files() < bench.watchers + 500:
             sys.exit(f"{bench.watchers} watchers need a limit of open files above that: ulimit -Hn")
         figures = list(_print(run for name in chosen.names or MEASURES for run in MEASURES[name](bench)))
-    if chosen.json:
-        said = {"scale": chosen.scale, "machine": _machine(), "figures": [asdict(f) for f in figures]}
-        chosen.json.write_text(json.dumps(said, indent=1) + "\n")
+    said = {"scale": chosen.scale, "machine": _machine(), "figures": [asdict(f) for f in figures]}
+    chosen.json.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def _print(figures: Iterator[Figure]) -> Iterator[Figure]:
