@@ -4,6 +4,7 @@ import gzip
 import re
 import time
 from collections import Counter
+from contextlib import closing
 
 import html5lib
 import pytest
@@ -98,6 +99,14 @@ def test_what_is_usual_is_learnt_from_five_finished_jobs_and_moves_the_bar_never
     server.report(job_id, "failed", failed_step="configure", sent_at=time.time() - 60)
     positions.append(bar(server, job_id))
     assert positions == sorted(positions) and positions[1] < positions[-3] < positions[-2]
+
+    again = new_job_id()
+    server.report(again, "provisioning", workflow_run_id=1)
+    with closing(server.events(again)) as events:
+        for number in range(1, 5):
+            frame = events.next()["data"]
+            assert f'data-attempt="{number}"' in frame and "usually 10 s" in frame
+            server.report(again, "provisioning", workflow_run_id=number + 1)
 
 
 def test_the_picture_draws_no_bar_for_what_was_not_heard_of(gallery: Client) -> None:

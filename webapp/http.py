@@ -79,7 +79,7 @@ def commenter() -> Callable[[], object]:
     """
     connection = request.environ.get("gunicorn.socket")
     comment = COMMENT if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else COMMENT_CHUNK
-    return partial(_send, connection, comment) if connection else int
+    return partial(_send, connection, comment) if connection else lambda: None
 
 
 def _send(connection: Any, data: bytes) -> None:

@@ -87,12 +87,12 @@ class Transaction:
             is_current = after.number >= current.number
             unseen = {name: getattr(current, name) for name in UNSEEN}
             is_shown = is_current and after._replace(**unseen) != current
+            if not stored.version:
+                after = after._replace(usual=usual(self.connection))
             if not stored.version or is_shown:
                 after = after._replace(version=self._next(current))
                 if is_current:
                     self.changes[after.job_id] = Change(after.version, self._jobs.get(after.job_id), after)
-            if not stored.version:
-                after = after._replace(usual=usual(self.connection))
             if is_current:
                 shown.append(after)
                 if (after.number, after.status) != (current.number, current.status):

@@ -20,7 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="MEASURE", help=", ".join(MEASURES))
     parser.add_argument("--scale", type=float, default=1.0, help="1 is 10,000 watchers; 0.1 takes minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", default=".bench.json", help="where they are written")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", default=".bench.json", help="where they are written"
+    )
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(MEASURES):
         parser.error(f"no measure is called {', '.join(sorted(unknown))}")
