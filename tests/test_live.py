@@ -166,9 +166,8 @@ def test_a_stream_at_rest_says_that_it_is_still_there(resting: Resting) -> None:
     assert next(iter(resting.events)).keys() == {""}  # a comment alone
     lines = list(takewhile(lambda line: line != b": still here\n", resting.over_http_1_0.makefile("rb")))
     body = lines[lines.index(b"\r\n") + 1 :]
-    assert body[0] == b"event: steps\n" and not any(
-        b"\r" in line for line in body
-    )  # HTTP/1.0 knows no chunks
+    assert body[0] == b"event: steps\n"
+    assert not any(b"\r" in line for line in body)  # HTTP/1.0 knows no chunks
 
 
 def test_a_stream_whose_client_is_gone_is_let_go_of(server: Server, resting: Resting) -> None:

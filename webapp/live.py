@@ -20,7 +20,7 @@ from gevent.lock import Semaphore
 from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from .models import attempts, current_attempts, jobs, newest_version
+from .models import CURRENT, attempts, newest_version
 from .store import CHANNEL, Change, Changes
 
 ANY = ""  # in place of a job id: any job
@@ -32,7 +32,6 @@ RETRY_AFTER = 1.0  # when the database is away
 ANEW = Change(sys.maxsize)  # than which nothing that a commit tells is newer
 
 _NEWER = select(attempts.c.job_id, attempts.c.version).where(attempts.c.version > bindparam("version"))
-_WATCHED = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
 log = logging.getLogger(__name__)
 
 
@@ -236,7 +235,7 @@ class Live:
                     newer = connection.execute(_NEWER, {"version": version})
                     changes = self._others({row.job_id: Change(row.version) for row in newer})
                     version = changes[ANY].version if changes else version
-                    watched = connection.execute(_WATCHED, {"ids": [*changes]}) if len(changes) > 1 else ()
+                    watched = connection.execute(CURRENT, {"ids": [*changes]}) if len(changes) > 1 else ()
                     changes |= {row.job_id: Change(row.version, row) for row in watched}
                     connection.rollback()
                     yield changes

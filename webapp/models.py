@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    bindparam,
     select,
     text,
 )
@@ -130,6 +131,9 @@ def current_attempts() -> Select[Any]:
     return select(*STATE, *jobs.c).join(
         jobs, (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
     )
+
+
+CURRENT = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
 
 
 def attempts_of(connection: Connection, job_id: str) -> list[progress.Attempt]:

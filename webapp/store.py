@@ -41,7 +41,6 @@ class Change(NamedTuple):
 
 Changes = dict[str, Change]  # by job id
 
-_CURRENT = models.current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
 _UPDATE_JOB = (
     update(jobs)
     .where(jobs.c.job_id == bindparam("b_job_id"))
@@ -156,7 +155,7 @@ class Transaction:
     def _find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
         if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
             models.known_jobs(self.connection, job_ids)
-        found = {row.job_id: row for row in self.connection.execute(_CURRENT, {"ids": list(job_ids)})}
+        found = {row.job_id: row for row in self.connection.execute(models.CURRENT, {"ids": list(job_ids)})}
         self._jobs |= found
         return {job_id: models.attempt_from(row) for job_id, row in found.items()}
 
