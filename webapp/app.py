@@ -1,6 +1,8 @@
 """Where the parts meet: no routes, no queries."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from flask import Flask
 from flask_migrate import Migrate
@@ -15,11 +17,24 @@ from .signing import OperatorSignatures, ShareLinks
 from .store import Writer
 
 
+class App(Flask):
+    """Flask, in which nothing is async, and whose log names no path."""
+
+    session_interface = operate.Sessions()
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """As it is: Flask would look into six functions at each request."""
+        return func
+
+    def log_exception(self, exc_info: Any) -> None:
+        """The traceback, with the request's id."""
+        logs.log.error("exception", exc_info=exc_info)
+
+
 def create_app() -> Flask:
     """The app, as the environment has it; raises `config.BadSetting`."""
     settings = config.load(config.environment())
-    app = Flask(__name__, template_folder=config.ROOT / "templates", static_folder=None)
-    app.session_interface = operate.Sessions()
+    app = App(__name__, template_folder=config.ROOT / "templates", static_folder=None)
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.filters.update(words.FOR_TEMPLATES, **picture.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback

@@ -33,21 +33,21 @@ class Refused(Exception):
 @bp.post(CALLBACK_PATH, provide_automatic_options=False)
 def receive() -> Response:
     """Take one callback in; nothing is stored by anything but a 200."""
-    if event := request.headers.get("X-GitHub-Event"):
+    environ, ours = request.environ, parts()
+    if event := environ.get("HTTP_X_GITHUB_EVENT"):
         return _delivery(event)
-    settings = parts().settings
+    settings = ours.settings
     arrived_at = time()
     body = _body(LARGEST_BODY)
-    signature = request.headers.get("X-Signature", "")
-    if not is_signed(body, signature, settings.callback_keys):
+    if not is_signed(body, environ.get("HTTP_X_SIGNATURE", ""), settings.callback_keys):
         raise Refused(401, "the signature is missing or wrong")
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise Refused(400, "Content-Encoding: only identity is taken")
     fields = parse(body)
     sent, skew = sent_at(fields), settings.callback_max_skew
     if sent is not None and skew and abs(arrived_at - sent) > skew:
         raise Refused(401, f"sent_at: more than {skew:g} seconds from the time of arrival")
-    duplicate = parts().writer.receive(read(fields, body, arrived_at))
+    duplicate = ours.writer.receive(read(fields, body, arrived_at))
     return Response(RECEIVED[duplicate], mimetype="application/json")
 
 
@@ -61,11 +61,12 @@ def _delivery(event: str) -> Response:
 
 def _body(largest: int) -> bytes:
     """The raw body, read whole or refused; Flask would cut a chunked one at its limit."""
+    length = request.content_length  # None for a chunked one
     try:
         with Timeout(SLOWEST_BODY, TimeoutError):
-            body = b"" if (request.content_length or 0) > largest else _read(largest + 1)
-            too_large = len(body) > largest or (request.content_length or 0) > largest
-            if not too_large and len(body) < (request.content_length or 0):
+            body = b"" if (length or 0) > largest else _read(largest + 1 if length is None else length)
+            too_large = max(len(body), length or 0) > largest
+            if not too_large and len(body) < (length or 0):
                 raise EOFError
         if too_large:
             with suppress(TimeoutError), Timeout(DRAINED_WITHIN, TimeoutError):
@@ -78,8 +79,8 @@ def _body(largest: int) -> bytes:
 
 
 def _read(most: int) -> bytes:
-    body = b""
-    while len(body) < most and (part := request.stream.read(min(most - len(body), LARGEST_BODY + 1))):
+    body, stream = b"", request.stream
+    while len(body) < most and (part := stream.read(min(most - len(body), LARGEST_BODY + 1))):
         body += part
     return body
 

@@ -2,10 +2,12 @@
 
 import sqlite3
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 BUSY_TIMEOUT = 5  # seconds that a writer waits for another process's transaction
 
@@ -45,5 +47,29 @@ def prepare(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # A reader that turned writer would fail at once with "locked".
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if connection.get_execution_options().get("writes"):
+            _begin_immediate(connection)
+        else:
+            connection.exec_driver_sql("BEGIN")
+
+
+def writing(engine: Engine) -> Connection:
+    """A connection for transactions that write."""
+    connection = engine.connect().execution_options(writes=True)
+    if engine.dialect.name == "sqlite":
+        connection.detach()
+        connection.connection.cursor().execute("PRAGMA busy_timeout=0")
+    return connection
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Wait in line here: inside sqlite3, which looks ever less often, the event loop would wait too."""
+    give_up_at = monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) != sqlite3.SQLITE_BUSY or monotonic() > give_up_at:
+                raise
+        sleep(0.001)

@@ -40,10 +40,11 @@ def set_up(app: Flask, settings: Settings) -> None:
     def secure(response: Response) -> Response:
         headers = response.headers
         framed_by = embedders if request.blueprint == "watch" else "'none'"
-        headers.setdefault("Content-Security-Policy", policy + framed_by)
-        headers.setdefault("X-Content-Type-Options", "nosniff")
-        headers.setdefault("Referrer-Policy", "no-referrer")
-        headers.setdefault("Cache-Control", "no-store")
+        headers.add("Content-Security-Policy", policy + framed_by)
+        headers.add("X-Content-Type-Options", "nosniff")
+        headers.add("Referrer-Policy", "no-referrer")
+        if "Cache-Control" not in headers:
+            headers.add("Cache-Control", "no-store")
         return response
 
     app.register_error_handler(HTTPException, say)

@@ -51,27 +51,23 @@ def set_up(app: Flask) -> None:
         log.propagate = False
         log.setLevel(logging.INFO)
 
-    def log_exception(exc_info: Any) -> None:
-        log.error("exception", exc_info=exc_info)
-
-    app.log_exception = log_exception  # type: ignore[method-assign]  # Flask's own names the path
-
     @app.before_request
     def begin() -> None:
         g.began, g.request_id = perf_counter(), f"{_process}-{next(_count):x}"
 
     @app.after_request
     def end(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.request_id
+        response.headers.add("X-Request-Id", g.request_id)
         write(response)
         return response
 
 
 def write(response: Response) -> None:
     """The line of a request; `g.job_id` and `g.cause` are set by who knows them."""
+    rule = request.url_rule
     fields = {
         "method": request.method[:LONGEST],
-        "route": request.url_rule.rule if request.url_rule else None,
+        "route": rule.rule if rule else None,
         "status": response.status_code,
         "ms": round((perf_counter() - g.began) * 1000, 1),
         "address": request.remote_addr,

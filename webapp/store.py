@@ -1,29 +1,34 @@
 """The one writer of this process: concurrent callbacks are gathered, committed together, then told.
 
-A greenlet that waits inside sqlite3 would freeze every stream, so on SQLite transactions run in
-gevent's thread pool. One greenlet, there while anything waits, commits all that has gathered.
+A greenlet that waits inside sqlite3 would freeze every stream, so on SQLite commits wait for the disk
+in gevent's thread pool. One greenlet, there while anything waits, commits all that has gathered; a
+commit costs as much as several callbacks, so after one that was shared the next waits a little, until
+as many have come again: who posts at leisure, or alone, never waits.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from time import monotonic
 from typing import Any, NamedTuple, TypeVar, cast
 
 import gevent
 from gevent import get_hub
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.monkey import is_module_patched
-from sqlalchemy import Connection, Engine, Row, Update, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, RootTransaction, Row, Update, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from . import models
+from .database import writing
 from .forecast import usual
 from .models import attempts, callbacks, jobs
 from .progress import Attempt, Report, is_stale, place, receive
 
 CHANNEL = "milepost"
+GATHER_FOR = 0.02  # seconds; the longest wait for as many callbacks as shared the last commit
 NOTIFICATION_JOBS = 80  # times an id of 64 and a version: below PostgreSQL's 8,000 bytes
 # What no watcher is shown; the operator's page takes it in at its next look.
 UNSEEN = ("heartbeat_sent_at", "contradicted", "version", "asked_at", "witness", "witnessed_at")
@@ -203,6 +208,7 @@ class Writer:
         self._waiting: list[_Pending] = []
         self._connection: Connection | None = None
         self._is_writing = False
+        self._enough, self._is_enough, self._wait_until = 1, Event(), 0.0
 
     def receive(self, report: Report) -> bool:
         """Store a callback durably; whether it was a duplicate. Raises SQLAlchemyError: nothing is stored."""
@@ -214,6 +220,8 @@ class Writer:
 
     def _wait_for(self, pending: _Pending) -> Any:
         self._waiting.append(pending)
+        if len(self._waiting) >= self._enough:
+            self._is_enough.set()
         if not self._is_writing:
             self._is_writing = True
             gevent.spawn(self._write)
@@ -223,11 +231,14 @@ class Writer:
         """A greenlet, while anything waits: what gathers during one commit shares the next."""
         try:
             while self._waiting:
+                self._is_enough.wait(max(self._wait_until - monotonic(), 0))
                 gathered = 0
                 while gathered < len(self._waiting):  # as long as a turn of the event loop brings more
                     gathered = len(self._waiting)
                     gevent.sleep(0)
                 group, self._waiting = self._waiting, []
+                self._enough, self._wait_until = len(group), monotonic() + GATHER_FOR
+                self._is_enough.clear()
                 reports = [pending for pending in group if pending.report]
                 if reports:
                     self._receive_together(reports)
@@ -249,36 +260,39 @@ class Writer:
             _settle(pending, outcome if isinstance(outcome, Exception) else outcome[index])
 
     def _transact(self, change: Callable[[Transaction], T]) -> T | Exception:
-        """What `change` returned, or raised, off the event loop where the database would block it."""
-        changes: Changes = {}
-
-        def committed() -> T | Exception:
-            try:
-                return self._commit(change, changes)
-            except Exception as error:  # into the greenlet that asked: the thread pool would print it
-                return error
-
-        off_loop = self._engine.dialect.name == "sqlite" and is_module_patched("threading")
-        outcome = get_hub().threadpool.apply(committed) if off_loop else committed()
-        if changes:
-            self._wake(changes)
-        return outcome
-
-    def _commit(self, change: Callable[[Transaction], T], changes: Changes, retry: bool = True) -> T:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._engine.connect().execution_options(writes=True)
+        """What `change` returned, committed, or raised."""
         try:
-            with self._connection.begin():
+            result, changes = self._commit(change)
+        except Exception as error:  # for the greenlet that asked
+            return error
+        if changes:
+            get_hub().loop.run_callback(self._wake, changes)  # after the answers
+        return result
+
+    def _commit(self, change: Callable[[Transaction], T], retry: bool = True) -> tuple[T, Changes]:
+        if self._connection is None or self._connection.closed:
+            self._connection = writing(self._engine)
+        try:
+            with self._connection.begin() as begun:
                 transaction = Transaction(self._connection)
                 result = change(transaction)
                 transaction.notify()
+                self._to_disk(begun)
         except DBAPIError as error:
             self._connection.close()
             if error.connection_invalidated and retry:  # the database was restarted meanwhile
-                return self._commit(change, changes, retry=False)
+                return self._commit(change, retry=False)
             raise
-        changes |= transaction.changes
-        return result
+        return result, transaction.changes
+
+    def _to_disk(self, begun: RootTransaction) -> None:
+        """Commit, off the event loop where to wait for the disk would block it."""
+        if self._engine.dialect.name == "sqlite" and is_module_patched("threading"):
+            error = get_hub().threadpool.apply(_error_of, (begun.commit,))
+            if error:
+                raise error
+        else:
+            begun.commit()
 
 
 @lru_cache(64)
@@ -288,6 +302,14 @@ def _update_attempt(names: tuple[str, ...]) -> Update:
         attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
     )
     return which.values({name: bindparam(name) for name in names})
+
+
+def _error_of(commit: Callable[[], None]) -> Exception | None:
+    try:
+        commit()
+    except Exception as error:  # for who waits: the thread pool would print it
+        return error
+    return None
 
 
 def _settle(pending: _Pending, outcome: Any) -> None:
