@@ -675,6 +675,16 @@ def test_a_database_that_cannot_take_it_now_is_a_503_and_nothing_is_half_written
     assert not server.report(job_id, "provisioning"), "not a duplicate: it was not kept"
 
 
+def test_who_waits_for_anothers_transaction_holds_up_nobody_else(server: Server, job_id: str) -> None:
+    with ThreadPoolExecutor(1) as runner, held(server.database_url):
+        answer = runner.submit(server.post, callback(job_id))
+        for _ in range(50):  # the first may come before the callback does
+            assert requests.get(f"{server.url}/sign-in", timeout=30).ok
+        assert not answer.done(), "the pages were answered while the callback waited"
+    assert answer.result().ok
+    assert is_known(server, job_id)
+
+
 # Many at once
 
 
