@@ -9,8 +9,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import requests
 from playwright.sync_api import Browser, expect
@@ -66,6 +68,39 @@ def test_without_its_database_it_answers_503_and_then_goes_on_by_itself(
         }
         assert requests.get(link, timeout=30).status_code == 200
         assert 'data-step="installing" data-state="active"' in events.next()["data"]
+
+
+@contextmanager
+def failing_commits(server: Server) -> Iterator[None]:
+    """While statements succeed, but no commit: a file that cannot grow, a constraint checked at the end."""
+    if server.database_url.startswith("sqlite"):
+        log = Path(server.database_url.removeprefix("sqlite:///") + "-wal")
+        for pid in server.workers():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size, resource.RLIM_INFINITY))
+        yield
+        for pid in server.workers():
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return
+    with psycopg.connect(server.database_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'no'; END$$"
+        )
+        connection.execute(
+            "CREATE CONSTRAINT TRIGGER refused AFTER INSERT ON callbacks INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        yield
+        connection.execute("DROP FUNCTION refuse CASCADE")
+
+
+def test_a_commit_that_fails_is_never_acknowledged(serve: Serve, job_id: str) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    version = server.page(job_id)["version"]
+    with failing_commits(server):
+        assert server.post(provisioning(job_id, "vm_created")).status_code == 503
+    assert server.page(job_id)["version"] == version
+    assert server.post(provisioning(job_id, "vm_created")).json() == {"received": True, "duplicate": False}
 
 
 def test_a_page_whose_worker_is_killed_comes_back_by_itself_with_the_newest_state(
