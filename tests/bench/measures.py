@@ -267,20 +267,27 @@ def _sustained(bench: Bench, workers: int, seconds: float, goal: str = "") -> Fi
     with bench.milepost(workers=workers) as milepost:
         client, names = milepost.client, milepost.jobs(bench.watchers)
         milepost.watch(names)
-        memory = resident(milepost.workers())
-        start = cpu_seconds(milepost.workers())
         count = int(seconds * STEADY_RATE)
-        load = client.pace((heartbeat(names[n % len(names)]) for n in range(count)), STEADY_RATE)
+        memory: list[int] = []
+
+        def heartbeats() -> Iterator[bytes]:
+            for n in range(count):
+                if n in (0, count // 10, count // 2):
+                    memory.append(resident(milepost.workers()))
+                yield heartbeat(names[n % len(names)])
+
+        start = cpu_seconds(milepost.workers())
+        load = client.pace(heartbeats(), STEADY_RATE)
         client.listen(5, until=count)
         spent = 100 * (cpu_seconds(milepost.workers()) - start) / load.seconds
-        grown = (resident(milepost.workers()) - memory) / 2**20
+        memory.append(resident(milepost.workers()))
     measure = f"sustained {STEADY_RATE}/s, {_number_of(workers)}"
     yield Figure(measure, "for", seconds, "s")
     yield Figure(measure, "p50 of the answer", load.quantile(0.5) * 1000, "ms")
     yield Figure(measure, "p99 of the answer", load.quantile(0.99) * 1000, "ms", goal)
     yield Figure(measure, "errors", load.errors + client.ended, "", "= 0")
-    yield Figure(measure, "memory at the start", memory / 2**20, "MiB")
-    yield Figure(measure, "memory gained", grown, "MiB")
+    for when, held in zip(("at the start", "after a tenth", "after half", "at the end"), memory, strict=True):
+        yield Figure(measure, f"memory {when}", held / 2**20, "MiB")
     yield Figure(measure, "fragments sent of callbacks", 100 * len(client.arrivals) / count, "%")
     yield Figure(measure, "processor", spent, "% of a core")
 
