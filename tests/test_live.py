@@ -15,7 +15,7 @@ import pytest
 from tests.bench.client import Client, heartbeat, milestone, workers_of
 from tests.conftest import Serve
 from tests.milepost import CALLBACKS, Events, Server, new_job_id, sign, wait_until
-from webapp.live import SHORTEST_INTERVAL
+from webapp.live import AT_REST_AFTER, SHORTEST_INTERVAL
 
 COMMENT_EVERY = 20  # seconds, says the contract
 GONE = 30  # clients
@@ -114,6 +114,15 @@ def test_the_streams_of_two_servers_show_what_either_was_told(
             told.report(job_id, step)
             for client in (here, there):
                 all_show(client, {0: version(server, job_id)})
+
+
+def test_a_server_at_rest_hears_what_another_was_told(server: Server, serve: Serve, job_id: str) -> None:
+    other = serve(DATABASE_URL=server.database_url)
+    server.report(job_id, "provisioning")
+    with watching(other, [job_id]) as client:
+        client.listen(AT_REST_AFTER + 1)
+        server.report(job_id, "vm_created")
+        all_show(client, {0: version(server, job_id)})
 
 
 def test_no_change_is_lost_however_fast_they_come(serve: Serve) -> None:

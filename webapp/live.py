@@ -24,7 +24,8 @@ from .models import CURRENT, attempts, newest_version
 from .store import CHANNEL, Change, Changes
 
 ANY = ""  # in place of a job id: any job
-ASK_EVERY = 0.02  # seconds between two looks for a sibling's commits
+ASK_EVERY, ASK_AT_REST = 0.02, 0.05  # seconds between two looks for a sibling's commits
+AT_REST_AFTER = 10.0  # seconds in which nobody committed
 KEEP_ALIVE, BEAT = 19.0, 0.25  # seconds; the contract: a comment at least every 20 s
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # between two frames of one job; of any
 RETRY_AFTER = 1.0  # when the database is away
@@ -111,6 +112,7 @@ class Live:
                     seen = frame.version
                     yield frame.body or b""
                     if frame.is_over:
+                        gevent.sleep(0)  # to close costs more than to send, so the others' frames first
                         return
                     if topic.watchers == 1 and topic.frame is frame:
                         topic.frame = frame._replace(body=None)  # 10,000 would be more than all the rest
@@ -224,14 +226,14 @@ class Live:
         """SQLite: ask whether any other connection has committed, and then what."""
         with self._engine.connect() as connection:
             ask = connection.connection.cursor()
-            known, version = -1, newest_version(connection)
+            known, version, last = -1, newest_version(connection), time()
             connection.rollback()
             yield self._everything()
             while self._topics:
-                gevent.sleep(ASK_EVERY)
+                gevent.sleep(ASK_EVERY if time() < last + AT_REST_AFTER else ASK_AT_REST)
                 now = ask.execute("PRAGMA data_version").fetchone()[0]
                 if now != known:
-                    known = now
+                    known, last = now, time()
                     newer = connection.execute(_NEWER, {"version": version})
                     changes = self._others({row.job_id: Change(row.version) for row in newer})
                     version = changes[ANY].version if changes else version
