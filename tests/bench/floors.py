@@ -5,8 +5,12 @@ import select
 import socket
 import sqlite3
 import time
+from collections import deque
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+from webapp.http import COMMENT_CHUNK
+from webapp.live import BEAT, KEEP_ALIVE
 
 KEEP = (
     "INSERT INTO callbacks (job_id, number, milestone, arrived_at, sent_at, body) VALUES (?, 1, ?, ?, ?, ?)"
@@ -48,17 +52,39 @@ def bare_stream(watchers: int, message: bytes, rounds: int = 5) -> list[float]:
             target=_serve, args=(listener, watchers, message, theirs)
         )
         server.start()
-        poll, sockets = select.epoll(), {}
-        for _ in range(watchers):
-            watcher = socket.create_connection(listener.getsockname())
-            sockets[watcher.fileno()] = watcher
-            poll.register(watcher.fileno(), select.EPOLLIN)
+        poll, sockets = _watch(listener, watchers)
         ours.recv()
         taken = [_round(ours, poll, sockets, len(message)) for _ in range(rounds)]
         for watcher in sockets.values():
             watcher.close()
         server.join()
     return taken
+
+
+def bare_rest(watchers: int, seconds: float) -> float:
+    """The share of a core that a bare loop takes to send each watcher as many comments as Milepost does."""
+    ours, theirs = multiprocessing.Pipe()
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        server = multiprocessing.get_context("fork").Process(
+            target=_comment, args=(listener, watchers, seconds, theirs)
+        )
+        server.start()
+        poll, sockets = _watch(listener, watchers)
+        while not ours.poll():
+            for handle, _ in poll.poll(BEAT):
+                sockets[handle].recv(262_144)
+        for watcher in sockets.values():
+            watcher.close()
+        return float(ours.recv())
+
+
+def _watch(listener: socket.socket, watchers: int) -> tuple[select.epoll, dict[int, socket.socket]]:
+    poll, sockets = select.epoll(), {}
+    for _ in range(watchers):
+        watcher = socket.create_connection(listener.getsockname())
+        sockets[watcher.fileno()] = watcher
+        poll.register(watcher.fileno(), select.EPOLLIN)
+    return poll, sockets
 
 
 def _round(server: Connection, poll: select.epoll, sockets: dict[int, socket.socket], length: int) -> float:
@@ -85,3 +111,15 @@ def _serve(listener: socket.socket, watchers: int, message: bytes, driver: Conne
         driver.recv()
         for watcher in accepted:
             watcher.send(message)
+
+
+def _comment(listener: socket.socket, watchers: int, seconds: float, driver: Connection) -> None:
+    """Accept the watchers, send them comments, and tell the driver what it took."""
+    accepted = deque(listener.accept()[0] for _ in range(watchers))
+    start, spent = time.monotonic(), time.process_time()
+    while time.monotonic() < start + seconds:
+        time.sleep(BEAT)
+        for _ in range(int(watchers * BEAT / KEEP_ALIVE)):
+            accepted[0].send(COMMENT_CHUNK)
+            accepted.rotate(-1)
+    driver.send((time.process_time() - spent) / (time.monotonic() - start))

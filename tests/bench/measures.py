@@ -32,6 +32,7 @@ from tests.bench.client import (
 from tests.browser import launch_options
 from tests.milepost import OPERATOR_TOKEN, Server, postgresql, signed_in
 from webapp import models
+from webapp.live import AT_REST_AFTER
 from webapp.signing import ShareLinks
 
 STEADY_RATE = 400  # callbacks a second: what 10,000 jobs send
@@ -253,11 +254,14 @@ def watchers(bench: Bench) -> Figures:
         yield Figure("watchers", "callbacks with none open", alone, "/s")
         yield Figure("watchers", f"callbacks with {len(names)} idle", busy, "/s")
         yield Figure("watchers", "of that with none", 100 * busy / alone, "%", ">= 75")
+        client.listen(AT_REST_AFTER)
         rest = bench.seconds(30, 20)
         start = cpu_seconds(milepost.workers())
         client.listen(rest)
         spent = 100 * (cpu_seconds(milepost.workers()) - start) / rest
-        yield Figure("watchers", "processor at rest", spent, "% of a core", "< 2")
+    yield Figure("watchers", "processor at rest", spent, "% of a core", "< 2")
+    bare = 100 * floors.bare_rest(bench.watchers, rest)
+    yield Figure("watchers", "floor: bare loop with as many comments", bare, "% of a core")
 
 
 def sustained(bench: Bench) -> Figures:
