@@ -75,7 +75,9 @@ def bare_rest(watchers: int, seconds: float) -> float:
                 sockets[handle].recv(262_144)
         for watcher in sockets.values():
             watcher.close()
-        return float(ours.recv())
+        spent = float(ours.recv())
+        server.join()
+    return spent
 
 
 def _watch(listener: socket.socket, watchers: int) -> tuple[select.epoll, dict[int, socket.socket]]:
