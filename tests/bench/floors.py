@@ -5,7 +5,9 @@ import select
 import socket
 import sqlite3
 import time
-from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -46,47 +48,39 @@ def raw_sqlite(path: Path, seconds: float, group: int) -> float:
 
 def bare_stream(watchers: int, message: bytes, rounds: int = 5) -> list[float]:
     """Seconds until all of the watchers have a message that an epoll loop writes to each."""
-    ours, theirs = multiprocessing.Pipe()
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
-        server = multiprocessing.get_context("fork").Process(
-            target=_serve, args=(listener, watchers, message, theirs)
-        )
-        server.start()
-        poll, sockets = _watch(listener, watchers)
-        ours.recv()
-        taken = [_round(ours, poll, sockets, len(message)) for _ in range(rounds)]
-        for watcher in sockets.values():
-            watcher.close()
-        server.join()
-    return taken
+    with _fed(watchers, _serve, message) as (server, poll, sockets):
+        server.recv()
+        return [_round(server, poll, sockets, len(message)) for _ in range(rounds)]
 
 
 def bare_rest(watchers: int, seconds: float) -> float:
     """The share of a core that a bare loop takes to send each watcher as many comments as Milepost does."""
-    ours, theirs = multiprocessing.Pipe()
-    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
-        server = multiprocessing.get_context("fork").Process(
-            target=_comment, args=(listener, watchers, seconds, theirs)
-        )
-        server.start()
-        poll, sockets = _watch(listener, watchers)
-        while not ours.poll():
+    with _fed(watchers, _comment, seconds) as (server, poll, sockets):
+        while not server.poll():
             for handle, _ in poll.poll(BEAT):
                 sockets[handle].recv(262_144)
+        return float(server.recv())
+
+
+@contextmanager
+def _fed(
+    watchers: int, serve: Callable[..., None], what: object
+) -> Iterator[tuple[Connection, select.epoll, dict[int, socket.socket]]]:
+    """Watchers of a process that runs `serve`; what it says, and where they are read."""
+    ours, theirs = multiprocessing.Pipe()
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
+        arguments = (listener, watchers, what, theirs)
+        server = multiprocessing.get_context("fork").Process(target=serve, args=arguments)
+        server.start()
+        poll, sockets = select.epoll(), {}
+        for _ in range(watchers):
+            watcher = socket.create_connection(listener.getsockname())
+            sockets[watcher.fileno()] = watcher
+            poll.register(watcher.fileno(), select.EPOLLIN)
+        yield ours, poll, sockets
         for watcher in sockets.values():
             watcher.close()
-        spent = float(ours.recv())
         server.join()
-    return spent
-
-
-def _watch(listener: socket.socket, watchers: int) -> tuple[select.epoll, dict[int, socket.socket]]:
-    poll, sockets = select.epoll(), {}
-    for _ in range(watchers):
-        watcher = socket.create_connection(listener.getsockname())
-        sockets[watcher.fileno()] = watcher
-        poll.register(watcher.fileno(), select.EPOLLIN)
-    return poll, sockets
 
 
 def _round(server: Connection, poll: select.epoll, sockets: dict[int, socket.socket], length: int) -> float:
@@ -117,11 +111,13 @@ def _serve(listener: socket.socket, watchers: int, message: bytes, driver: Conne
 
 def _comment(listener: socket.socket, watchers: int, seconds: float, driver: Connection) -> None:
     """Accept the watchers, send them comments, and tell the driver what it took."""
-    accepted = deque(listener.accept()[0] for _ in range(watchers))
+    accepted = [listener.accept()[0] for _ in range(watchers)]
+    turn, sent = cycle(accepted), 0
     start, spent = time.monotonic(), time.process_time()
-    while time.monotonic() < start + seconds:
-        time.sleep(BEAT)
-        for _ in range(int(watchers * BEAT / KEEP_ALIVE)):
-            accepted[0].send(COMMENT_CHUNK)
-            accepted.rotate(-1)
-    driver.send((time.process_time() - spent) / (time.monotonic() - start))
+    while (passed := time.monotonic() - start) < seconds:
+        due = int(watchers * passed / KEEP_ALIVE)
+        for watcher in islice(turn, due - sent):
+            watcher.send(COMMENT_CHUNK)
+        sent = due
+        time.sleep(BEAT)  # Milepost's own
+    driver.send((time.process_time() - spent) / passed)
