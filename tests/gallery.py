@@ -13,9 +13,9 @@ from unittest.mock import patch
 from flask import Flask, Response, abort, render_template, render_template_string
 
 from webapp.config import Settings
+from webapp.page.view import View
 from webapp.parts import Parts
-from webapp.progress import STEPS, Attempt
-from webapp.view import View
+from webapp.rules.progress import STEPS, Attempt
 
 ENVIRON = {
     "DATABASE_URL": "sqlite:////nowhere/milepost.db",

@@ -15,7 +15,7 @@ import pytest
 from tests.bench.client import Client, heartbeat, milestone, workers_of
 from tests.conftest import Serve
 from tests.milepost import CALLBACKS, Events, Server, new_job_id, sign, wait_until
-from webapp.live import AT_REST_AFTER, SHORTEST_INTERVAL
+from webapp.streams.hub import AT_REST_AFTER, SHORTEST_INTERVAL
 
 COMMENT_EVERY = 20  # seconds, says the contract
 GONE = 30  # clients

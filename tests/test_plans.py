@@ -15,9 +15,9 @@ from werkzeug.test import TestResponse
 
 from tests.bench import growth
 from tests.milepost import CALLBACKS, KEY, OPERATOR_TOKEN, new_job_id, sign, wait_until
-from webapp import witness
 from webapp.app import create_app
-from webapp.models import db
+from webapp.github import runs
+from webapp.storage.tables import db
 
 JOBS = 20_000
 SETTINGS = {
@@ -194,7 +194,7 @@ def githubs_delivery(milepost: Milepost) -> None:
 
 @hot
 def search_for_the_silent(milepost: Milepost) -> None:
-    asking = gevent.spawn(witness.ask_for_ever, milepost.app.extensions["milepost"])
+    asking = gevent.spawn(runs.ask_for_ever, milepost.app.extensions["milepost"])
     wait_until(lambda: gevent.sleep(0.01) or any("witnessed_at" in asked for asked in milepost.asked))
     asking.kill()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapp.progress import RANKS, Attempt, Report, Run, condition, is_stale, place, receive, steps
+from webapp.rules.progress import RANKS, Attempt, Report, Run, condition, is_stale, place, receive, steps
 
 STATES = {"p": "pending", "a": "active", "c": "completed", "e": "error", "x": "cancelled"}
 MILESTONES = [*RANKS, "failed"]

@@ -7,11 +7,11 @@ import sys
 import flask_migrate
 from sqlalchemy import select
 
-from . import config
-from .app import create_app
-from .models import db, jobs
-from .operate import sign_in_url
-from .parts import parts
+from webapp import config
+from webapp.app import create_app
+from webapp.parts import parts
+from webapp.routes.operator import sign_in_url
+from webapp.storage.tables import db, jobs
 
 
 def main() -> None:

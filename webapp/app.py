@@ -9,18 +9,21 @@ from flask_migrate import Migrate
 from jinja2 import StrictUndefined
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import api, assets, callbacks, cli, config, database, http, logs, operate, picture, watch, words
-from .live import Live
-from .models import db
-from .parts import Parts
-from .signing import OperatorSignatures, ShareLinks
-from .store import Writer
+from webapp import cli, config, logs
+from webapp.page import timeline, words
+from webapp.parts import Parts
+from webapp.routes import api, assets, callbacks, middleware, operator, watch
+from webapp.signing import OperatorSignatures, ShareLinks
+from webapp.storage import database
+from webapp.storage.tables import db
+from webapp.storage.writer import Writer
+from webapp.streams.hub import Live
 
 
 class App(Flask):
     """Flask, in which nothing is async, and whose log names no path."""
 
-    session_interface = operate.Sessions()
+    session_interface = operator.Sessions()
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """As it is: Flask would look into six functions at each request."""
@@ -36,7 +39,7 @@ def create_app() -> Flask:
     settings = config.load(config.environment())
     app = App(__name__, template_folder=config.ROOT / "templates", static_folder=None)
     app.jinja_env.undefined = StrictUndefined
-    app.jinja_env.filters.update(words.FOR_TEMPLATES, **picture.FOR_TEMPLATES)
+    app.jinja_env.filters.update(words.FOR_TEMPLATES, **timeline.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -50,7 +53,7 @@ def create_app() -> Flask:
     if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     db.init_app(app)
-    Migrate(app, db, directory=str(config.ROOT / "webapp" / "migrations"))
+    Migrate(app, db, directory=str(config.ROOT / "webapp" / "storage" / "migrations"))
     with app.app_context():
         engine = db.engine
     database.prepare(engine)
@@ -63,10 +66,10 @@ def create_app() -> Flask:
         live,
     )
     logs.set_up(app)
-    http.set_up(app, settings)
+    middleware.set_up(app, settings)
     assets.set_up(app)
-    app.url_map.converters["id"] = http.JobId
-    for door in (callbacks.bp, watch.bp, api.bp, operate.bp):
+    app.url_map.converters["id"] = middleware.JobId
+    for door in (callbacks.bp, watch.bp, api.bp, operator.bp):
         app.register_blueprint(door)
     for command in cli.COMMANDS:
         app.cli.add_command(command)

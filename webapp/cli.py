@@ -11,12 +11,12 @@ import requests
 from flask.cli import with_appcontext
 from sqlalchemy import delete, func, select
 
-from . import operate
-from .config import CALLBACK_PATH, ROOT, Settings
-from .models import attempts, callbacks, current_attempts, db, jobs
-from .parts import parts
-from .store import Transaction
-from .view import iso, view_of
+from webapp.config import CALLBACK_PATH, ROOT, Settings
+from webapp.page.view import iso, view_of
+from webapp.parts import parts
+from webapp.routes import operator
+from webapp.storage.tables import attempts, callbacks, current_attempts, db, jobs
+from webapp.storage.writer import Transaction
 
 SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"
 RUN = ("", "vm_created", "network_configured", "ansible_started", "ansible_complete")
@@ -39,7 +39,7 @@ def link(job_id: str) -> None:
 @with_appcontext
 def sign_in() -> None:
     """Print a fresh sign-in link, good for an hour."""
-    click.echo(operate.sign_in_url(parts()))
+    click.echo(operator.sign_in_url(parts()))
 
 
 @click.command("jobs")

@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import Flask, Response, g, has_request_context, request
 
-from .view import iso
+from webapp.page.view import iso
 
 LONGEST = 300  # characters of any one value
 _ENCODER = json.JSONEncoder(default=str)

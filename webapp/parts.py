@@ -5,10 +5,10 @@ from typing import cast
 
 from flask import current_app
 
-from .config import Settings
-from .live import Live
-from .signing import OperatorSignatures, ShareLinks
-from .store import Writer
+from webapp.config import Settings
+from webapp.signing import OperatorSignatures, ShareLinks
+from webapp.storage.writer import Writer
+from webapp.streams.hub import Live
 
 
 @dataclass(frozen=True)

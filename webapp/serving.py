@@ -15,8 +15,8 @@ from typing import Any
 
 import gevent
 
-from . import witness
-from .config import environment, load
+from webapp.github import runs
+from webapp.config import environment, load
 
 settings = load(environment())  # here, or the master would restart failing workers for ever
 
@@ -50,4 +50,4 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()  # a full collection among ten thousand streams would stop them all for most of a second
     gc.set_threshold(5000, 10, 1000)
     if settings.can_dispatch:
-        gevent.spawn(witness.ask_for_ever, worker.wsgi.extensions["milepost"])
+        gevent.spawn(runs.ask_for_ever, worker.wsgi.extensions["milepost"])

@@ -4,10 +4,10 @@ from time import time
 
 from flask import Response, jsonify, request
 
-from webapp import callbacks
 from webapp.app import create_app
 from webapp.parts import parts
-from webapp.report import BadReport, parse, read, sent_at
+from webapp.routes import callbacks
+from webapp.rules.report import BadReport, parse, read, sent_at
 from webapp.signing import is_signed
 
 app = create_app()

@@ -11,8 +11,8 @@ from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from webapp.http import COMMENT_CHUNK
-from webapp.live import BEAT, KEEP_ALIVE
+from webapp.routes.middleware import COMMENT_CHUNK
+from webapp.streams.hub import BEAT, KEEP_ALIVE
 
 KEEP = (
     "INSERT INTO callbacks (job_id, number, milestone, arrived_at, sent_at, body) VALUES (?, 1, ?, ?, ?, ?)"

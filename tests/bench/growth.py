@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import create_engine, insert
 
 from tests.bench.client import MILESTONES
-from webapp import database, progress
-from webapp.models import as_row, attempts, callbacks, jobs
-from webapp.progress import Attempt, Report
+from webapp.rules import progress
+from webapp.rules.progress import Attempt, Report
+from webapp.storage import database
+from webapp.storage.tables import as_row, attempts, callbacks, jobs
 
 BATCH = 2000  # jobs
 CALLBACKS_EACH = 10  # six milestones, four heartbeats

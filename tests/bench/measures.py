@@ -31,9 +31,9 @@ from tests.bench.client import (
 )
 from tests.browser import launch_options
 from tests.milepost import OPERATOR_TOKEN, Server, postgresql, signed_in
-from webapp import models
-from webapp.live import AT_REST_AFTER
 from webapp.signing import ShareLinks
+from webapp.storage import tables
+from webapp.streams.hub import AT_REST_AFTER
 
 STEADY_RATE = 400  # callbacks a second: what 10,000 jobs send
 SCREEN_RATE = 20
@@ -161,7 +161,7 @@ def _beside(kind: str, product: list[Load], floor: list[Load]) -> Figures:
 def _rows(server: Server) -> int:
     engine = create_engine(server.database_url)
     with engine.connect() as connection:
-        return connection.execute(select(func.count()).select_from(models.callbacks)).scalar_one()
+        return connection.execute(select(func.count()).select_from(tables.callbacks)).scalar_one()
 
 
 def screen(bench: Bench) -> Figures:

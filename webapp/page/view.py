@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select
 
-from . import progress
-from .config import Settings
-from .models import STATE, attempt_from, attempts, current_attempts, jobs
+from webapp.config import Settings
+from webapp.rules import progress
+from webapp.storage.tables import STATE, attempt_from, attempts, current_attempts, jobs
 
 
 @dataclass(frozen=True)

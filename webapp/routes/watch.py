@@ -5,13 +5,13 @@ from collections.abc import Callable
 from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
 from sqlalchemy import Engine
 
-from .config import Settings
-from .http import commenter, event_stream
-from .live import ANY, Frame
-from .models import db, newest_version
-from .parts import parts
-from .store import Change
-from .view import View, find, find_attempt, view_of
+from webapp.config import Settings
+from webapp.page.view import View, find, find_attempt, view_of
+from webapp.parts import parts
+from webapp.routes.middleware import commenter, event_stream
+from webapp.storage.tables import db, newest_version
+from webapp.storage.writer import Change
+from webapp.streams.hub import ANY, Frame
 
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 

@@ -20,8 +20,8 @@ from gevent.lock import Semaphore
 from sqlalchemy import Engine, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from .models import CURRENT, attempts, newest_version
-from .store import CHANNEL, Change, Changes
+from webapp.storage.tables import CURRENT, attempts, newest_version
+from webapp.storage.writer import CHANNEL, Change, Changes
 
 ANY = ""  # in place of a job id: any job
 ASK_EVERY, ASK_AT_REST = 0.02, 0.05  # seconds between two looks for a sibling's commits

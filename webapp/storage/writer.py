@@ -21,11 +21,11 @@ from sqlalchemy import Connection, Engine, RootTransaction, Row, Update, bindpar
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from . import models
-from .database import writing
-from .forecast import usual
-from .models import attempts, callbacks, jobs
-from .progress import Attempt, Report, is_stale, place, receive
+from webapp.rules.forecast import usual
+from webapp.rules.progress import Attempt, Report, is_stale, place, receive
+from webapp.storage import tables
+from webapp.storage.database import writing
+from webapp.storage.tables import attempts, callbacks, jobs
 
 CHANNEL = "milepost"
 GATHER_FOR = 0.02  # seconds; the longest wait for as many callbacks as shared the last commit
@@ -60,7 +60,7 @@ class Transaction:
         self.connection = connection
         self.changes: Changes = {}
         self._jobs: dict[str, Row[Any]] = {}
-        self._version = models.newest_version(connection) + 1
+        self._version = tables.newest_version(connection) + 1
         self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
     def receive(self, reports: Sequence[Report]) -> list[bool]:
@@ -102,10 +102,10 @@ class Transaction:
                 if (after.number, after.status) != (current.number, current.status):
                     turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
             if stored.version:
-                row = models.difference(current if after.number == current.number else stored, after)
+                row = tables.difference(current if after.number == current.number else stored, after)
                 changed[tuple(row)].append(row | {"b_job_id": after.job_id, "b_number": after.number})
             else:
-                new.append(models.as_row(after))
+                new.append(tables.as_row(after))
         if new:
             self.connection.execute(self._insert(attempts), new)
         for names, rows in changed.items():
@@ -159,16 +159,16 @@ class Transaction:
 
     def _find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
         if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
-            models.known_jobs(self.connection, job_ids)
-        found = {row.job_id: row for row in self.connection.execute(models.CURRENT, {"ids": list(job_ids)})}
+            tables.known_jobs(self.connection, job_ids)
+        found = {row.job_id: row for row in self.connection.execute(tables.CURRENT, {"ids": list(job_ids)})}
         self._jobs |= found
-        return {job_id: models.attempt_from(row) for job_id, row in found.items()}
+        return {job_id: tables.attempt_from(row) for job_id, row in found.items()}
 
     def _place(self, current: Attempt, report: Report) -> Attempt:
         """`progress.place`, with the older attempts at hand where they matter."""
         if report.run is None or report.run == current.run or not current.version:
             return place([current], report)
-        return place(models.attempts_of(self.connection, report.job_id), report)
+        return place(tables.attempts_of(self.connection, report.job_id), report)
 
     def _keep(self, reports: Iterable[Report], placed: dict[str, Attempt]) -> set[str]:
         """Add one callback for each job; the jobs whose callback was not a repeat."""

@@ -8,13 +8,14 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from . import logs, progress
-from .config import Settings
-from .dispatch import BOUND, Refused, dispatch, find_run
-from .models import attempt_from, attempts_of, current_attempts, jobs
-from .parts import Parts
-from .report import JOB_ID
-from .store import Transaction
+from webapp import logs
+from webapp.config import Settings
+from webapp.github.client import BOUND, Refused, dispatch, find_run
+from webapp.parts import Parts
+from webapp.rules import progress
+from webapp.rules.report import JOB_ID
+from webapp.storage.tables import attempt_from, attempts_of, current_attempts, jobs
+from webapp.storage.writer import Transaction
 
 UNFINISHED = ("queued", "provisioning")
 FIELDS = ("agent_id", "region", "job_id", "dispatch")

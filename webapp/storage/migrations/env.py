@@ -2,8 +2,7 @@
 
 from alembic import context
 from sqlalchemy import text
-
-from webapp.models import db
+from webapp.storage.tables import db
 
 with db.engine.connect().execution_options(writes=True) as connection:
     context.configure(connection=connection, target_metadata=db.metadata, render_as_batch=True)

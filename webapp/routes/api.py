@@ -9,13 +9,13 @@ from flask import Blueprint, Response, abort, g, jsonify, request
 from sqlalchemy import ColumnElement, Row, Select, tuple_
 from werkzeug.datastructures import WWWAuthenticate
 
-from . import start
-from .dispatch import Refused
-from .models import current_attempts, db, jobs
-from .parts import parts
-from .progress import STATUSES
-from .report import BadReport, parse
-from .view import View, find, view_of
+from webapp.github import start
+from webapp.github.client import Refused
+from webapp.page.view import View, find, view_of
+from webapp.parts import parts
+from webapp.rules.progress import STATUSES
+from webapp.rules.report import BadReport, parse
+from webapp.storage.tables import current_attempts, db, jobs
 
 LARGEST_BODY = 65_536
 LARGEST_PAGE = 200

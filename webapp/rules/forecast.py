@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, select
 
-from .models import STATE, attempt_from, attempts
-from .progress import STEPS, Attempt, Step, steps
+from webapp.rules.progress import STEPS, Attempt, Step, steps
+from webapp.storage.tables import STATE, attempt_from, attempts
 
 LEAST = 5  # finished jobs, before anything is claimed
 NEWEST = 100  # finished jobs: what is usual may change

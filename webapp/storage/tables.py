@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from . import progress
+from webapp.rules import progress
 
 
 class Base(DeclarativeBase):

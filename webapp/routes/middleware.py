@@ -13,9 +13,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
-from .config import Settings
-from .models import db, jobs
-from .report import JOB_ID
+from webapp.config import Settings
+from webapp.rules.report import JOB_ID
+from webapp.storage.tables import db, jobs
 
 COMMENT = b": still here\n\n"
 COMMENT_CHUNK = b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT)

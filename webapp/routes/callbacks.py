@@ -7,11 +7,11 @@ from time import time
 from flask import Blueprint, Response, g, jsonify, request
 from gevent import Timeout
 
-from . import witness
-from .config import CALLBACK_PATH
-from .parts import parts
-from .report import BadReport, parse, read, sent_at
-from .signing import is_signed
+from webapp.config import CALLBACK_PATH
+from webapp.github import runs
+from webapp.parts import parts
+from webapp.rules.report import BadReport, parse, read, sent_at
+from webapp.signing import is_signed
 
 LARGEST_BODY = 65_536
 DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset,
@@ -53,10 +53,10 @@ def receive() -> Response:
 
 def _delivery(event: str) -> Response:
     """GitHub's own word of its runs, under a key of its own."""
-    body, keys = _body(witness.LARGEST_DELIVERY), parts().settings.webhook_keys
+    body, keys = _body(runs.LARGEST_DELIVERY), parts().settings.webhook_keys
     if not is_signed(body, request.headers.get("X-Hub-Signature-256", ""), keys):
         raise Refused(401, "the signature is missing or wrong, or GITHUB_WEBHOOK_SECRET is not set")
-    return jsonify(received=True, jobs=witness.deliver(parts(), event, parse(body)))
+    return jsonify(received=True, jobs=runs.deliver(parts(), event, parse(body)))
 
 
 def _body(largest: int) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flask import Flask, Response, abort, request
 
-from .config import ROOT
+from webapp.config import ROOT
 
 HTMX = ("htmx-2.min.js", "ext/hx-sse-2.min.js")
 COMPRESSIBLE = ("text/html", "image/svg+xml")

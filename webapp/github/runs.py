@@ -12,15 +12,16 @@ import gevent
 from sqlalchemy import and_, or_, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import logs, progress
-from .config import Settings
-from .dispatch import BOUND, Refused, find_run, get_run, words
-from .models import STATE, attempt_from, attempts, attempts_of, jobs, known_jobs
-from .parts import Parts
-from .progress import Attempt, Report, Run
-from .report import BadReport
-from .start import conclude
-from .store import Transaction
+from webapp import logs
+from webapp.config import Settings
+from webapp.github.client import BOUND, Refused, find_run, get_run, words
+from webapp.github.start import conclude
+from webapp.parts import Parts
+from webapp.rules import progress
+from webapp.rules.progress import Attempt, Report, Run
+from webapp.rules.report import BadReport
+from webapp.storage.tables import STATE, attempt_from, attempts, attempts_of, jobs, known_jobs
+from webapp.storage.writer import Transaction
 
 LARGEST_DELIVERY = 1_048_576  # bytes; those of runs have tens of thousands, a long commit message more
 FAILURES = {"cancelled": "was cancelled", "timed_out": "ran out of time"}

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from .forecast import Pace, pace
-from .progress import STEPS, Step
-from .view import View
+from webapp.page.view import View
+from webapp.rules.forecast import Pace, pace
+from webapp.rules.progress import STEPS, Step
 
 NOW = {
     "queued": "Waiting for GitHub to start the workflow",

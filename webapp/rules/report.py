@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, NoReturn
 
-from .progress import RANKS, Report, Run
+from webapp.rules.progress import RANKS, Report, Run
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DEEPEST = 32

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import requests
 from gevent import Timeout
 
-from .config import Settings
+from webapp.config import Settings
 
 CONNECT, READ, TOTAL = 3.05, 10, 15  # seconds
 BOUND = 2 * TOTAL + 5  # seconds after which a dispatch that has no outcome was interrupted

@@ -17,16 +17,19 @@ from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest
 
-from . import api, logs, progress, start
-from .config import Settings
-from .dispatch import Refused
-from .http import commenter, event_stream, say
-from .live import ANY
-from .models import attempts, attempts_of, callbacks, current_attempts, db, jobs
-from .parts import Parts, parts
-from .report import JOB_ID
-from .store import Transaction
-from .view import find, view_of
+from webapp import logs
+from webapp.config import Settings
+from webapp.github import start
+from webapp.github.client import Refused
+from webapp.page.view import find, view_of
+from webapp.parts import Parts, parts
+from webapp.routes import api
+from webapp.routes.middleware import commenter, event_stream, say
+from webapp.rules import progress
+from webapp.rules.report import JOB_ID
+from webapp.storage.tables import attempts, attempts_of, callbacks, current_attempts, db, jobs
+from webapp.storage.writer import Transaction
+from webapp.streams.hub import ANY
 
 LARGEST_FORM = 65_536  # bytes
 SHOWN_JOBS, SHOWN_CALLBACKS, MOST_COUNTED = 50, 200, 999

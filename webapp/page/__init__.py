@@ -1,0 +1,1 @@
+"""What a person sees of a job, without a request and without SQL."""

@@ -1,0 +1,1 @@
+"""The doors: one file each, and what every answer has."""

@@ -1,0 +1,1 @@
+"""Pure rules: no database, no clock of their own, no Flask."""
