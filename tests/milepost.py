@@ -113,12 +113,13 @@ class Server:
         """How many files and sockets the workers hold open."""
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.workers())
 
-    def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self, by: signal.Signals = signal.SIGTERM, wait: bool = True) -> None:
         """Stop it, all of its processes at once where `by` is SIGKILL."""
         if self._process:
             (os.killpg if by == signal.SIGKILL else os.kill)(self.pid, by)
-            self._process.wait(30)
-            self._process = None
+            if wait:
+                self._process.wait(30)
+                self._process = None
 
     def post(self, body: bytes, key: str = KEY, **headers: str | bytes) -> requests.Response:
         """A callback as the workflow sends it: signed over its very bytes."""

@@ -17,6 +17,8 @@ INSTANCE = ROOT / "instance"
 SECRETS = ("GITHUB_CALLBACK_SECRET", "SECRET_KEY", "OPERATOR_TOKEN")
 SHORTEST_SECRET = 16
 CALLBACK_PATH = "/api/webhooks/github"
+LARGEST_BODY = 65_536  # bytes, of any request but GitHub's deliveries
+LARGEST_DELIVERY = 2**20  # those of runs have tens of thousands, a long commit message more
 
 T = TypeVar("T")
 

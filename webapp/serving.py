@@ -21,11 +21,9 @@ from webapp.config import environment, load
 settings = load(environment())  # here, or the master would restart failing workers for ever
 
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
-worker_class = "gevent"
-worker_connections = 20_000
+worker_class = "webapp.worker.Worker"
 backlog = 4096
-keepalive = 10  # seconds; also all the time that a silent client gets
-graceful_timeout = 5  # a stream notices that it has to end only at its next write
+graceful_timeout = 2  # seconds, after which a worker that does not stop by itself is killed
 timeout = 60
 control_socket_disable = True
 

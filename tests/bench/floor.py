@@ -16,7 +16,7 @@ app.view_functions["callbacks.receive"] = lambda: verify()
 
 def verify() -> Response:
     arrived_at = time()
-    body = callbacks._body(callbacks.LARGEST_BODY)
+    body = callbacks._body()
     settings = parts().settings
     if not is_signed(body, request.headers.get("X-Signature", ""), settings.callback_keys):
         raise callbacks.Refused(401, "the signature is missing or wrong")

@@ -23,7 +23,6 @@ from webapp.rules.report import BadReport
 from webapp.storage.tables import STATE, attempt_from, attempts, attempts_of, jobs, known_jobs
 from webapp.storage.writer import Transaction
 
-LARGEST_DELIVERY = 1_048_576  # bytes; those of runs have tens of thousands, a long commit message more
 FAILURES = {"cancelled": "was cancelled", "timed_out": "ran out of time"}
 LONGEST_ASKED = 7 * 86_400.0  # seconds of silence after which GitHub is not asked any more
 ASKED_AT_ONCE = 10

@@ -1,11 +1,10 @@
 """The machine's door: prove, then parse, then store; answered only once it is on disk."""
 
 import json
-from contextlib import suppress
 from time import time
 
 from flask import Blueprint, Response, g, jsonify, request
-from gevent import Timeout
+from werkzeug.exceptions import HTTPException
 
 from webapp.config import CALLBACK_PATH
 from webapp.github import runs
@@ -13,10 +12,6 @@ from webapp.parts import parts
 from webapp.rules.report import BadReport, parse, read, sent_at
 from webapp.signing import is_signed
 
-LARGEST_BODY = 65_536
-DRAINED = 16 * LARGEST_BODY  # an answer before the end of a body is lost when the connection is reset,
-DRAINED_WITHIN = 1.0  # but who waits for the answer before sending must get it too
-SLOWEST_BODY = 30.0  # seconds
 RECEIVED = {duplicate: json.dumps({"received": True, "duplicate": duplicate}) for duplicate in (False, True)}
 
 bp = Blueprint("callbacks", __name__)
@@ -38,7 +33,7 @@ def receive() -> Response:
         return _delivery(event)
     settings = ours.settings
     arrived_at = time()
-    body = _body(LARGEST_BODY)
+    body = _body()
     if not is_signed(body, environ.get("HTTP_X_SIGNATURE", ""), settings.callback_keys):
         raise Refused(401, "the signature is missing or wrong")
     if environ.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
@@ -53,36 +48,21 @@ def receive() -> Response:
 
 def _delivery(event: str) -> Response:
     """GitHub's own word of its runs, under a key of its own."""
-    body, keys = _body(runs.LARGEST_DELIVERY), parts().settings.webhook_keys
+    keys = parts().settings.webhook_keys
+    if not keys:
+        raise Refused(401, "GITHUB_WEBHOOK_SECRET is not set")
+    body = _body()
     if not is_signed(body, request.headers.get("X-Hub-Signature-256", ""), keys):
-        raise Refused(401, "the signature is missing or wrong, or GITHUB_WEBHOOK_SECRET is not set")
+        raise Refused(401, "the signature is missing or wrong")
     return jsonify(received=True, jobs=runs.deliver(parts(), event, parse(body)))
 
 
-def _body(largest: int) -> bytes:
-    """The raw body, read whole or refused; Flask would cut a chunked one at its limit."""
-    length = request.content_length  # None for a chunked one
+def _body() -> bytes:
+    """The raw body, which `webapp.worker` has read within its bounds; refused where it could not."""
     try:
-        with Timeout(SLOWEST_BODY, TimeoutError):
-            body = b"" if (length or 0) > largest else _read(largest + 1 if length is None else length)
-            too_large = max(len(body), length or 0) > largest
-            if not too_large and len(body) < (length or 0):
-                raise EOFError
-        if too_large:
-            with suppress(TimeoutError), Timeout(DRAINED_WITHIN, TimeoutError):
-                _read(DRAINED)
-    except Exception as error:  # each server has its own for a body that breaks off or is badly chunked
-        raise Refused(400, "the body did not arrive whole") from error
-    if too_large:
-        raise Refused(413, f"the body is larger than {largest} bytes")
-    return body
-
-
-def _read(most: int) -> bytes:
-    body, stream = b"", request.stream
-    while len(body) < most and (part := stream.read(min(most - len(body), LARGEST_BODY + 1))):
-        body += part
-    return body
+        return bytes(request.environ["wsgi.input"].read())
+    except HTTPException as error:
+        raise Refused(error.code or 400, error.description or "") from error
 
 
 @bp.errorhandler(Refused)

@@ -90,6 +90,13 @@ class Live:
         self._topics: dict[str, _Topic] = {}
         self._streams: deque[_Stream] = deque()  # those whose comment is due soonest first
         self._listener: gevent.Greenlet[[], None] | None = None
+        self._is_ending = False
+
+    def end(self) -> None:
+        """End all streams, now and from now on: the server stops."""
+        self._is_ending = True
+        for topic in self._topics.values():
+            self._tell(topic)
 
     def events(self, job_id: str, comment: Callable[[], object], link: int = 0) -> Iterator[bytes]:
         """The newest frame at once and after each change; `comment` is called when it is idle for long.
@@ -103,7 +110,7 @@ class Live:
             gevent.spawn(self._keep_alive)
         self._streams.append(stream)
         try:
-            while True:
+            while not self._is_ending:
                 changed = topic.changed  # taken before the look, so that no change falls in between
                 frame = self._newest(topic, job_id)
                 if frame is not None and frame.link != link:
