@@ -2,6 +2,7 @@
 
 from alembic import context
 from sqlalchemy import text
+
 from webapp.storage.tables import db
 
 with db.engine.connect().execution_options(writes=True) as connection:
