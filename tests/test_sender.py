@@ -4,106 +4,23 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
-import queue
 import socket
-import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-SENDER = Path(__file__).parents[1] / ".github/actions/report-step/report_step.py"
-KEY = "a key that only the two ends know"
-
-Answer = Callable[[BaseHTTPRequestHandler], object]
-
-
-@dataclass
-class Receiver:
-    """A server on loopback that keeps what it got; `answers` are used up, the last one stays."""
-
-    answers: list[Answer]
-    over: threading.Event = field(default_factory=threading.Event)
-    got: "queue.Queue[tuple[bytes, str]]" = field(default_factory=queue.Queue)
-    url: str = ""
-
-    def bodies(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for body, _ in list(self.got.queue)]
-
-
-def answer(status: int, body: bytes = b"{}", **headers: str) -> Answer:
-    def send(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return send
-
-
-def reset(handler: BaseHTTPRequestHandler) -> None:
-    """Close with RST: a linger time of zero drops what was not sent yet."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
+from tests.milepost import wait_until
+from tests.receiver import KEY, SENDER, Receiver, answer, environment, receiving, reset, send
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    state = Receiver([answer(200, b'{"received": true, "duplicate": false}')])
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            state.got.put((body, self.headers["X-Signature"]))
-            with contextlib.suppress(OSError):
-                (state.answers.pop(0) if state.answers[1:] else state.answers[0])(self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def finish(self) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                super().finish()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/api/webhooks/github"
-    yield state
-    state.over.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def environment(**fields: str) -> dict[str, str]:
-    run = {"GITHUB_RUN_ID": "7001", "GITHUB_RUN_ATTEMPT": "2", "RETRY_SECONDS": "3"}
-    job = {"CALLBACK_SECRET": KEY, "JOB_ID": "job-1"}
-    return {"PATH": os.environ["PATH"]} | run | job | fields
-
-
-def send(**fields: str) -> str:
-    """Run the sender as a workflow does and return its log."""
-    done = subprocess.run(
-        [sys.executable, "-I", SENDER],
-        check=False,
-        env=environment(**fields),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert KEY not in done.stdout
-    return done.stdout
+    with receiving() as receiver:
+        yield receiver
 
 
 def test_sends_one_signed_callback_with_the_run_and_the_time(receiver: Receiver) -> None:
@@ -129,14 +46,14 @@ def test_sends_one_signed_callback_with_the_run_and_the_time(receiver: Receiver)
         "workflow_run_id": "7001",
         "run_attempt": "2",
     }
-    assert (log, receiver.got.empty()) == ("", True)
+    assert (log, receiver.got.empty()) == ("Reported running\n", True)
 
 
 def test_text_from_a_run_is_data_and_fits_the_receiver(receiver: Receiver) -> None:
-    hostile = 'quote " newline \n $(id) {{ 1 }} \udcff '
-    send(CALLBACK_URL=receiver.url, STATUS="failed", STEP="provision", ERROR=hostile + "é" * 50_000)
+    hostile = ' quote " newline \n $(id) {{ 1 }} \udcff '
+    send(CALLBACK_URL=receiver.url, STATUS="failed", STEP="provision", ERROR="é" * 50_000 + hostile)
     (body,) = receiver.bodies()
-    assert body["error"].startswith('quote " newline \n $(id) {{ 1 }} \ufffd é')
+    assert body["error"].endswith('é quote " newline \n $(id) {{ 1 }} \ufffd')
     assert len(body["error"]) == 2000
 
 
@@ -189,14 +106,16 @@ def test_a_name_before_an_at_sign_is_no_origin(receiver: Receiver) -> None:
 
 def test_signs_for_the_allowed_origin_whatever_its_path(receiver: Receiver) -> None:
     allowed = receiver.url.removesuffix("/api/webhooks/github").replace("http", "HTTP")
-    assert send(CALLBACK_URL=receiver.url, CALLBACK_ORIGIN=allowed, STATUS="running") == ""
+    assert send(CALLBACK_URL=receiver.url, CALLBACK_ORIGIN=allowed, STATUS="running") == "Reported running\n"
     assert len(receiver.bodies()) == 1
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
 def test_tries_again_when_the_receiver_may_recover(receiver: Receiver, status: int) -> None:
     receiver.answers.insert(0, answer(status))
-    assert send(CALLBACK_URL=receiver.url, STATUS="provisioning", STEP="vm_created") == ""
+    assert (
+        send(CALLBACK_URL=receiver.url, STATUS="provisioning", STEP="vm_created") == "Reported vm_created\n"
+    )
     first, second = receiver.got.get_nowait(), receiver.got.get_nowait()
     assert first == second, "the same milestone at the same time, so a repeat is a duplicate"
 
@@ -225,7 +144,7 @@ def test_a_receiver_that_answers_500_for_ever_costs_a_warning(receiver: Receiver
 
 def test_a_receiver_that_resets_the_connection_is_tried_again(receiver: Receiver) -> None:
     receiver.answers.insert(0, reset)
-    assert send(CALLBACK_URL=receiver.url, STATUS="failed", FAILED_STEP="configure") == ""
+    assert send(CALLBACK_URL=receiver.url, STATUS="failed", FAILED_STEP="configure") == "Reported failed\n"
     assert len(receiver.bodies()) == 2
 
 
@@ -311,3 +230,57 @@ def test_heartbeats_survive_an_outage_and_say_it_once(receiver: Receiver, tmp_pa
         file.unlink()
         log, _ = process.communicate(timeout=30)
     assert log.count("did not get the heartbeat callback") == 1
+
+
+def beats_of(folder: Path) -> list[Path]:
+    """Where /proc shows the heartbeats whose log is in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"HEARTBEAT_FILE={folder}".encode() in (process / "environ").read_bytes():
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+def job(receiver: Receiver, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a job whose heartbeats do not outlive the test."""
+    with subprocess.Popen(["sleep", "600"]) as runner:
+        yield {
+            "CALLBACK_URL": receiver.url,
+            "RUNNER_TEMP": str(tmp_path),
+            "RUNNER_PID": str(runner.pid),
+            "HEARTBEAT_SECONDS": "0.1",
+        }
+        runner.kill()
+    wait_until(lambda: not beats_of(tmp_path))
+
+
+def test_a_status_beside_the_heartbeat_is_sent(
+    receiver: Receiver, job: dict[str, str], tmp_path: Path
+) -> None:
+    assert send(**job, HEARTBEAT="start", STATUS="in_progress") == "Reported provisioning\n"
+    wait_until(lambda: receiver.got.qsize() >= 3)
+    log = send(**job, HEARTBEAT="stop", STATUS="success")
+    assert log.startswith("Reported heartbeat\n") and log.endswith("Reported running\n")
+    wait_until(lambda: not beats_of(tmp_path))
+    statuses = [body.get("status") or body["type"] for body in receiver.bodies()]
+    assert statuses[:2] == ["provisioning", "heartbeat"] and "running" in statuses
+
+
+def test_no_later_step_finds_the_key_in_a_heartbeat(
+    receiver: Receiver, job: dict[str, str], tmp_path: Path
+) -> None:
+    send(**job, HEARTBEAT="start")
+    receiver.got.get(timeout=30)
+    (process,) = beats_of(tmp_path)
+    for place in ("environ", "cmdline"):
+        assert KEY.encode() not in (process / place).read_bytes()
+
+
+def test_a_second_start_replaces_the_first(receiver: Receiver, job: dict[str, str], tmp_path: Path) -> None:
+    send(**job, HEARTBEAT="start")
+    (first,) = wait_until(lambda: beats_of(tmp_path))
+    send(**job, HEARTBEAT="start")
+    wait_until(lambda: first not in beats_of(tmp_path))
+    assert len(beats_of(tmp_path)) == 1

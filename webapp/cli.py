@@ -102,6 +102,8 @@ def rehearse(pace: float, fail_at: str | None, job_id: str | None, wait: bool) -
         "JOB_ID": job_id,
         "GITHUB_RUN_ID": str(int(time() * 1000)),
         "GITHUB_RUN_ATTEMPT": "1",
+        "SUMMARY": "no",
+        "no_proxy": "*",
     }
     for report in [*reports, end]:
         sleep(pace)
@@ -139,9 +141,8 @@ def _send(environment: dict[str, str]) -> None:
     said = subprocess.run(
         [sys.executable, SENDER], env=environment, capture_output=True, text=True, check=True
     )
-    click.echo(said.stdout, nl=False)
     if "::warning" in said.stdout:
-        raise click.ClickException("a callback was not delivered")
+        raise click.ClickException(f"a callback was not delivered: {said.stdout}")
 
 
 COMMANDS = (link, sign_in, list_jobs, prune, rehearse)
