@@ -71,11 +71,11 @@ document.getElementById("live") && (() => {
   live.addEventListener("htmx:sseBeforeMessage", e => {
     heard = 1
     asked = Date.now()
-    if (+e.detail.lastEventId <= +data().version) e.preventDefault() // never an older state over a newer one
+    if (e.detail.lastEventId == data().version) e.preventDefault()
   })
   live.addEventListener("htmx:sseError", () => Date.now() - asked > 1000 && poll())
   live.addEventListener("htmx:beforeSwap", e => {
-    const newer = e.detail.serverResponse.match(/data-version="(\d+)/)?.[1] > +data().version
+    const newer = !e.detail.serverResponse.includes(`data-version="${data().version}"`)
     e.detail.shouldSwap &&= newer
     if (newer && streams()) connect() // that stream should have said so
   })

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from webapp import config
 from webapp.app import create_app
 from webapp.parts import parts
-from webapp.routes.operator import sign_in_url
+from webapp.routes.sign_in import sign_in_url
 from webapp.storage.tables import db, jobs
 
 

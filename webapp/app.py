@@ -11,19 +11,22 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webapp import cli, config, logs
 from webapp.page import timeline, words
+from webapp.page.view import Views
 from webapp.parts import Parts
-from webapp.routes import api, assets, callbacks, middleware, operator, watch
+from webapp.routes import api, assets, callbacks, guard, middleware, operator, sign_in, watch
+from webapp.rules.pipeline import BadPipeline, load
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage import database
 from webapp.storage.tables import db
 from webapp.storage.writer import Writer
-from webapp.streams.hub import Live
+from webapp.streams.frames import frame_maker
+from webapp.streams.hub import Hub
 
 
 class App(Flask):
     """Flask, in which nothing is async, and whose log names no path."""
 
-    session_interface = operator.Sessions()
+    session_interface = guard.Sessions()
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """As it is: Flask would look into six functions at each request."""
@@ -57,19 +60,26 @@ def create_app() -> Flask:
     with app.app_context():
         engine = db.engine
     database.prepare(engine)
-    live = Live(engine, watch.frame_maker(app, engine, settings))
+    try:
+        pipelines = load(settings.pipelines)
+    except BadPipeline as error:
+        raise config.BadSetting(f"PIPELINES {error}") from None
+    views = Views(engine, settings)
+    hub = Hub(engine, frame_maker(app.jinja_env.get_template("_steps.html"), engine, views))
     app.extensions["milepost"] = Parts(
         settings,
+        pipelines,
         ShareLinks(settings.secret_key),
         OperatorSignatures(settings.secret_key, settings.operator_token),
-        Writer(engine, live.wake),
-        live,
+        Writer(engine, pipelines, hub.wake),
+        views,
+        hub,
     )
     logs.set_up(app)
     middleware.set_up(app, settings)
     assets.set_up(app)
     app.url_map.converters["id"] = middleware.JobId
-    for door in (callbacks.bp, watch.bp, api.bp, operator.bp):
+    for door in (callbacks.bp, watch.bp, api.bp, sign_in.bp, operator.bp):
         app.register_blueprint(door)
     for command in cli.COMMANDS:
         app.cli.add_command(command)

@@ -9,18 +9,17 @@ from time import sleep, time
 import click
 import requests
 from flask.cli import with_appcontext
-from sqlalchemy import delete, func, select
+from sqlalchemy import select
 
 from webapp.config import CALLBACK_PATH, ROOT, Settings
-from webapp.page.view import iso, view_of
+from webapp.page.view import iso
 from webapp.parts import parts
-from webapp.routes import operator
-from webapp.storage.tables import attempts, callbacks, current_attempts, db, jobs
-from webapp.storage.writer import Transaction
+from webapp.routes.sign_in import sign_in_url
+from webapp.storage.jobs import newest_jobs
+from webapp.storage.tables import db, jobs
 
 SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"
 RUN = ("", "vm_created", "network_configured", "ansible_started", "ansible_complete")
-PRUNED_AT_ONCE = 500
 STARTS_WITHIN = 30  # seconds
 
 
@@ -39,7 +38,7 @@ def link(job_id: str) -> None:
 @with_appcontext
 def sign_in() -> None:
     """Print a fresh sign-in link, good for an hour."""
-    click.echo(operator.sign_in_url(parts()))
+    click.echo(sign_in_url(parts()))
 
 
 @click.command("jobs")
@@ -47,9 +46,10 @@ def sign_in() -> None:
 @with_appcontext
 def list_jobs(limit: int) -> None:
     """List the jobs, newest first."""
-    newest = current_attempts().order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit)
-    for row in db.session.execute(newest):
-        view = view_of(row, parts().settings)
+    connection = db.session.connection()
+    rows, _ = newest_jobs(connection, limit)
+    for row in rows:
+        view = parts().views.of(row, connection)
         agent = view.agent_id or "-"
         click.echo(f"{iso(view.created_at)}  {view.status:12} {view.condition:6} {view.job_id}  {agent}")
 
@@ -60,18 +60,9 @@ def list_jobs(limit: int) -> None:
 def prune(days: float) -> None:
     """Delete the jobs of which nothing was heard for DAYS, with their callbacks."""
     until, pruned = time() - days * 86_400, 0
-    while ids := parts().writer.run(lambda transaction: _prune(transaction, until)):
+    while ids := parts().writer.run(lambda transaction: transaction.prune(until)):
         pruned += ids
     click.echo(f"{pruned} jobs pruned")
-
-
-def _prune(transaction: Transaction, until: float) -> int:
-    last = func.coalesce(attempts.c.ended_at, attempts.c.heard_at, attempts.c.opened_at)
-    found = current_attempts().where(jobs.c.created_at < until, last < until).limit(PRUNED_AT_ONCE)
-    ids = [row.job_id for row in transaction.connection.execute(found)]
-    for table in (callbacks, attempts, jobs):
-        transaction.connection.execute(delete(table).where(table.c.job_id.in_(ids)))
-    return len(ids)
 
 
 @click.command()

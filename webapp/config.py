@@ -1,6 +1,10 @@
-"""The environment becomes settings; nobody else reads it. A bad value names itself and stops the start."""
+"""The environment becomes settings; nobody else reads it. A bad value names itself and stops the start.
+
+Settings may also stand in `milepost.env` beside `wsgi.py`; the environment wins.
+"""
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,16 +13,20 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
+from dotenv import dotenv_values
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTANCE = ROOT / "instance"
+ENV_FILE = ROOT / "milepost.env"
 SECRETS = ("GITHUB_CALLBACK_SECRET", "SECRET_KEY", "OPERATOR_TOKEN")
-SHORTEST_SECRET = 16
+SHORTEST_SECRET, SHORTEST_TOKEN = 16, 24
 CALLBACK_PATH = "/api/webhooks/github"
 LARGEST_BODY = 65_536  # bytes, of any request but GitHub's deliveries
 LARGEST_DELIVERY = 2**20  # those of runs have tens of thousands, a long commit message more
+OUR_PATHS = ("api", "events", "healthz", "jobs", "metrics", "p", "sign-in", "sign-out", "static")
+NOTIFIED = ("done", "failed", "cancelled", "lost")
 
 T = TypeVar("T")
 
@@ -44,11 +52,16 @@ class Settings:
     dispatch_workflow: str
     dispatch_ref: str
     webhook_keys: tuple[bytes, ...]
+    notify_urls: tuple[str, ...]
+    notify_on: frozenset[str]
+    pipelines: Path | None
     operator_contact: str
     embed_origins: tuple[str, ...]
     quiet_after: float
     lost_after: float
     callback_max_skew: float
+    require_sent_at: bool
+    web_concurrency: int
     trusted_proxies: int
 
     @property
@@ -66,54 +79,79 @@ def load(environ: Mapping[str, str]) -> Settings:
     """Settings from an environment; raises BadSetting."""
     host = environ.get("HOST") or "127.0.0.1"
     port = _read(environ, "PORT", "8000", lambda text: _whole(text, 1, 65535))
-    quiet_after = _read(environ, "QUIET_AFTER", "150", _seconds)
-    lost_after = _read(environ, "LOST_AFTER", "900", _seconds)
-    if not 0 < quiet_after <= lost_after:
-        raise BadSetting("LOST_AFTER must not be less than QUIET_AFTER, and both more than 0")
     local = f"[{host}]" if ":" in host else host
-    return Settings(
+    settings = Settings(
         host=host,
         port=port,
         database_url=_read(environ, "DATABASE_URL", f"sqlite:///{INSTANCE}/milepost.db", _database),
         callback_keys=_read(environ, "GITHUB_CALLBACK_SECRET", "", _keys),
         secret_key=_read(environ, "SECRET_KEY", "", _secret),
-        operator_token=_read(environ, "OPERATOR_TOKEN", "", _secret),
-        public_url=_read(environ, "PUBLIC_URL", f"http://{local}:{port}", _http_url),
+        operator_token=_read(environ, "OPERATOR_TOKEN", "", lambda text: _secret(text, SHORTEST_TOKEN)),
+        public_url=_read(environ, "PUBLIC_URL", f"http://{local}:{port}", _public_url),
         dispatch_token=environ.get("DISPATCH_TOKEN", ""),
         dispatch_repository=_read(environ, "DISPATCH_REPOSITORY", "", _repository),
         dispatch_api_url=_read(environ, "DISPATCH_API_URL", "https://api.github.com", _http_url),
         dispatch_workflow=environ.get("DISPATCH_WORKFLOW") or "provision-agent.yml",
         dispatch_ref=environ.get("DISPATCH_REF") or "main",
         webhook_keys=_read(environ, "GITHUB_WEBHOOK_SECRET", "", lambda t: _keys(t) if t else ()),
+        notify_urls=_read(environ, "NOTIFY_URLS", "", _addresses),
+        notify_on=_read(environ, "NOTIFY_ON", "failed,cancelled,lost", _events),
+        pipelines=_read(environ, "PIPELINES", "", _folder),
         operator_contact=environ.get("OPERATOR_CONTACT", "").strip(),
         embed_origins=_read(environ, "EMBED_ORIGINS", "", _origins),
-        quiet_after=quiet_after,
-        lost_after=lost_after,
+        quiet_after=_read(environ, "QUIET_AFTER", "150", _seconds),
+        lost_after=_read(environ, "LOST_AFTER", "900", _seconds),
         callback_max_skew=_read(environ, "CALLBACK_MAX_SKEW", "300", _seconds),
+        require_sent_at=_read(environ, "REQUIRE_SENT_AT", "no", _yes_or_no),
+        web_concurrency=_read(environ, "WEB_CONCURRENCY", "1", lambda text: _whole(text, 1, 64)),
         trusted_proxies=_read(environ, "TRUSTED_PROXIES", "0", lambda text: _whole(text, 0, 10)),
     )
+    if not 0 < settings.quiet_after <= settings.lost_after:
+        raise BadSetting("LOST_AFTER must not be less than QUIET_AFTER, and both more than 0")
+    if bool(settings.dispatch_token) != bool(settings.dispatch_repository):
+        missing = "DISPATCH_REPOSITORY" if settings.dispatch_token else "DISPATCH_TOKEN"
+        raise BadSetting(f"{missing} must be set, too: only one of DISPATCH_TOKEN and DISPATCH_REPOSITORY is")
+    return settings
 
 
 def environment() -> Mapping[str, str]:
     """What `load` reads: at the terminal also the secrets that `make run` made, but never for a server."""
+    environ = given()
     context = click.get_current_context(silent=True)
     at_terminal = context is not None and context.info_name != "run"
-    return with_local_secrets(os.environ, make=False) if at_terminal else os.environ
+    return with_local_secrets(environ, make=False) if at_terminal else environ
+
+
+def given() -> dict[str, str]:
+    """What the operator set: `milepost.env`, and the environment over it."""
+    file = dotenv_values(ENV_FILE, interpolate=False)
+    return {name: value for name, value in file.items() if value is not None} | dict(os.environ)
 
 
 def with_local_secrets(environ: Mapping[str, str], *, make: bool) -> dict[str, str]:
     """The environment, its missing secrets taken from `instance/`, and made there once where asked."""
     complete = dict(environ)
     for name in SECRETS:
+        if complete.get(name):
+            continue
         path = INSTANCE / name.lower()
-        if not complete.get(name) and make and not path.exists():
-            INSTANCE.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_urlsafe(32))
-        if not complete.get(name) and path.exists():
+        if make and not (path.exists() and path.read_text().strip()):
+            _make_secret(path)
+        if path.exists():
             complete[name] = path.read_text().strip()
     return complete
+
+
+def _make_secret(path: Path) -> None:
+    """Write aside, then rename: a full disk leaves no empty secret behind."""
+    INSTANCE.mkdir(mode=0o700, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_urlsafe(32))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
 
 
 def _read(environ: Mapping[str, str], name: str, default: str, parse: Callable[[str], T]) -> T:
@@ -139,9 +177,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _secret(text: str) -> str:
-    if len(text) < SHORTEST_SECRET:
-        raise ValueError(f"must be set, to at least {SHORTEST_SECRET} characters")
+def _secret(text: str, shortest: int = SHORTEST_SECRET) -> str:
+    if len(text) < shortest:
+        raise ValueError(f"must be set, to at least {shortest} characters")
     return text
 
 
@@ -156,11 +194,48 @@ def _http_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _public_url(text: str) -> str:
+    first = urlsplit(_http_url(text)).path.split("/")[1:2]
+    if first and first[0] in OUR_PATHS:
+        raise ValueError(f"must not have a path that begins with /{first[0]}: Milepost's own pages do")
+    return _http_url(text)
+
+
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(_http_url(origin) for origin in text.replace(",", " ").split())
-    if any(urlsplit(origin).path or ";" in origin for origin in origins):
-        raise ValueError("must be origins such as https://wiki.example, without a path")
+    for origin in origins:
+        if not re.fullmatch(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?", origin):
+            raise ValueError(
+                "must be origins such as https://wiki.example: an ASCII host, no path, no wildcard"
+            )
     return origins
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    addresses = tuple(text.split())
+    for address in addresses:
+        if "://" not in address:
+            raise ValueError("must be Apprise addresses such as mailto://…, separated by spaces")
+    return addresses
+
+
+def _events(text: str) -> frozenset[str]:
+    events = frozenset(text.replace(",", " ").split())
+    if not events <= frozenset(NOTIFIED):
+        raise ValueError(f"must be some of {', '.join(NOTIFIED)}")
+    return events
+
+
+def _folder(text: str) -> Path | None:
+    if text and not Path(text).is_dir():
+        raise ValueError(f"must be a folder: {text}")
+    return Path(text) if text else None
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text.lower() == "yes"
 
 
 def _repository(text: str) -> str:

@@ -1,14 +1,17 @@
 """The parts that the doors share; `create_app` makes them, once per app."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 from flask import current_app
 
 from webapp.config import Settings
+from webapp.page.view import Views
+from webapp.rules.pipeline import Pipeline
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage.writer import Writer
-from webapp.streams.hub import Live
+from webapp.streams.hub import Hub
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,12 @@ class Parts:
     """What a door needs to find, tell and show."""
 
     settings: Settings
+    pipelines: Mapping[str, Pipeline]
     links: ShareLinks
     signatures: OperatorSignatures
     writer: Writer
-    live: Live
+    views: Views
+    hub: Hub
 
     def progress_url(self, job_id: str, link: int) -> str:
         """The address that a watcher is given."""

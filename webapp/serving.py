@@ -48,4 +48,5 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()  # a full collection among ten thousand streams would stop them all for most of a second
     gc.set_threshold(5000, 10, 1000)
     if settings.can_dispatch:
-        gevent.spawn(runs.ask_for_ever, worker.wsgi.extensions["milepost"])
+        ours = worker.wsgi.extensions["milepost"]
+        gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)

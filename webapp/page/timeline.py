@@ -54,7 +54,7 @@ def done(view: View) -> float:
 def reach(view: View) -> list[float]:
     """Between which marks the bar stands while the present step is active."""
     at = view.steps.index(step_of(view))
-    return [round(mark, 1) for mark in edges(view.attempt.usual)[at : at + 2]]
+    return [round(mark, 1) for mark in edges(view.attempt.usual, view.steps)[at : at + 2]]
 
 
 def in_words(view: View) -> str:

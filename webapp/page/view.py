@@ -1,16 +1,21 @@
 """What is shown of a job: one value behind the page, the fragment, the stream and the JSON."""
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from time import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select
+from sqlalchemy import Connection, Engine, Row
 
 from webapp.config import Settings
 from webapp.rules import progress
-from webapp.storage.tables import STATE, attempt_from, attempts, current_attempts, jobs
+from webapp.rules.pipeline import Pipeline
+from webapp.rules.progress import Attempt, Clock
+from webapp.rules.report import LATEST_TIME
+from webapp.storage.jobs import clock_now, find, find_attempt, pipeline_of
+from webapp.storage.tables import attempt_from
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,21 @@ class View:
     region: str | None
     created_at: float
     link: int
-    attempt: progress.Attempt
-    now: float
+    attempt: Attempt
+    pipeline: Pipeline
+    clock: Clock
     settings: Settings
     newest: int = 0
+
+    @property
+    def now(self) -> float:
+        """The moment."""
+        return self.clock.now
+
+    @property
+    def name(self) -> str:
+        """What the page is about."""
+        return self.attempt.subject or self.agent_id or self.job_id
 
     @property
     def is_superseded(self) -> bool:
@@ -40,54 +56,63 @@ class View:
     @cached_property
     def condition(self) -> str:
         """One of progress.CONDITIONS; nothing more is expected of an attempt that was superseded."""
-        if self.is_superseded:
-            return "over"
-        return progress.condition(self.attempt, self.now, self.settings.quiet_after, self.settings.lost_after)
+        return "over" if self.is_superseded else progress.condition(self.attempt, self.clock)
 
     @cached_property
     def steps(self) -> list[progress.Step]:
-        """The five steps, in order."""
-        return progress.steps(self.attempt)
+        """The steps, in order."""
+        return progress.steps(self.attempt, self.pipeline)
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """Grows with each change of what is shown, by a callback or by silence alone."""
-        conditions = progress.CONDITIONS
-        return str(self.attempt.version * len(conditions) + conditions.index(self.condition))
+        """A digest of what is shown but the last sign of life: the same for the same state everywhere."""
+        attempt = self.attempt
+        shown = [self._state, self.newest, self.link, attempt.end, attempt.usual, self.pipeline.hash]
+        return hashlib.blake2b(json.dumps(shown).encode(), digest_size=12).hexdigest()
 
     @property
     def changes_at(self) -> float | None:
         """When silence alone will make the condition another one."""
-        heard = self.attempt.heard_at
-        if heard is None or self.condition in ("lost", "over"):
+        heard, clock = self.attempt.heard_at, self.clock
+        if heard is None or self.condition not in ("live", "quiet"):
             return None
-        return heard + (self.settings.quiet_after if self.condition == "live" else self.settings.lost_after)
+        before = clock.quiet_before if self.condition == "live" else clock.lost_before
+        return clock.now + heard - before
 
     @property
     def run_url(self) -> str | None:
         """The workflow run's page at GitHub, of this very attempt."""
-        attempt, settings = self.attempt, self.settings
-        if attempt.run and settings.dispatch_repository:
-            host = settings.dispatch_api_url.removesuffix("/api/v3").replace("//api.", "//")
-            path = f"{settings.dispatch_repository}/actions/runs/{attempt.run.id}"
-            return f"{host}/{path}/attempts/{attempt.run.attempt}"
+        attempt = self.attempt
+        if attempt.run and attempt.repository:
+            host = self.settings.dispatch_api_url.removesuffix("/api/v3").replace("//api.", "//")
+            return f"{host}/{attempt.repository}/actions/runs/{attempt.run.id}/attempts/{attempt.run.attempt}"
         return attempt.run_url
 
-    def as_json(self) -> dict[str, Any]:
-        """The job as the contract's JSON."""
+    @cached_property
+    def _state(self) -> dict[str, Any]:
+        """The contract's JSON but for the version and the last sign of life."""
+        attempt = self.attempt
+        expected = None
+        if attempt.expected_from is not None and not attempt.end:
+            expected = {"from": iso(attempt.expected_from), "to": iso(attempt.expected_to)}
         return {
             "job_id": self.job_id,
+            "pipeline": attempt.pipeline,
+            "subject": attempt.subject,
             "agent_id": self.agent_id,
             "region": self.region,
             "status": self.status,
             "condition": self.condition,
-            "attempt": self.attempt.number,
-            "failed_step": self.attempt.failed_step,
-            "error": self.attempt.error,
-            "version": self.version,
+            "waiting_for": attempt.waiting_for if self.condition == "waiting" else None,
+            "attempt": attempt.number,
+            "failed_step": attempt.failed_step,
+            "error": attempt.error,
             "created_at": iso(self.created_at),
-            "last_signal_at": iso(self.attempt.last_signal_at),
+            "expected": expected,
+            "note": attempt.note,
             "run_url": self.run_url,
+            "result_url": attempt.result_url,
+            "server_left": attempt.server_left,
             "steps": [
                 {
                     "id": step.id,
@@ -100,42 +125,57 @@ class View:
             ],
         }
 
+    def as_json(self) -> dict[str, Any]:
+        """The job as the contract's JSON."""
+        return self._state | {"version": self.version, "last_signal_at": iso(self.attempt.last_signal_at)}
+
 
 def iso(seconds: float | None) -> str | None:
-    """ISO 8601 in UTC, to the millisecond."""
+    """ISO 8601 in UTC, to the millisecond; the year 9999 is the last that it can name."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def view_of(row: Row[Any], settings: Settings, attempt: progress.Attempt | None = None) -> View:
-    """The view of a row of `current_attempts()`, or of a newer current attempt of that job."""
-    attempt = attempt or attempt_from(row)
-    return View(
-        row.job_id,
-        row.agent_id,
-        row.region,
-        row.created_at,
-        row.link,
-        attempt,
-        time(),
-        settings,
-        newest=attempt.number,
+    return (
+        datetime.fromtimestamp(min(seconds, LATEST_TIME), UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
     )
 
 
-_FIND = current_attempts().where(jobs.c.job_id == bindparam("id"))
+class Views:
+    """Makes the views of one database's jobs, by the clock and the steps that are theirs."""
 
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
 
-def find(connection: Connection, job_id: str, settings: Settings) -> View | None:
-    """A job's view as of now, or None."""
-    row = connection.execute(_FIND, {"id": job_id}).one_or_none()
-    return view_of(row, settings) if row else None
+    def clock(self, connection: Connection | None = None) -> Clock:
+        """The clock of silence, now."""
+        settings = self._settings
+        return clock_now(connection, self._engine, settings.quiet_after, settings.lost_after)
 
+    def of(self, row: Row[Any], connection: Connection | None, attempt: Attempt | None = None) -> View:
+        """The view of a row of `current_attempts()`, or of another attempt of that job.
 
-def find_attempt(connection: Connection, view: View, number: int) -> View | None:
-    """One attempt of the job that `view` shows, or None."""
-    row = connection.execute(
-        select(*STATE).where(attempts.c.job_id == view.job_id, attempts.c.number == number)
-    ).one_or_none()
-    return replace(view, attempt=attempt_from(row)) if row else None
+        Raises LookupError where the steps are not in memory and there is no connection to read them by.
+        """
+        attempt = attempt or attempt_from(row)
+        return View(
+            row.job_id,
+            row.agent_id,
+            row.region,
+            row.created_at,
+            row.link,
+            attempt,
+            pipeline_of(connection, attempt.definition),
+            self.clock(connection),
+            self._settings,
+            newest=max(row.attempt, attempt.number),
+        )
+
+    def find(self, connection: Connection, job_id: str, number: int | None = None) -> View | None:
+        """A job's view as of now, of its current attempt or of another one that was opened, or None."""
+        row = find(connection, job_id)
+        if row is None or number is None:
+            return self.of(row, connection) if row else None
+        attempt = find_attempt(connection, job_id, number) if 1 <= number <= row.attempt else None
+        return self.of(row, connection, attempt) if attempt else None

@@ -3,30 +3,9 @@
 from datetime import UTC, datetime
 
 from webapp.page.view import View
-from webapp.rules.forecast import Pace, pace
-from webapp.rules.progress import STEPS, Step
+from webapp.rules import pipeline
+from webapp.rules.progress import Step
 
-NOW = {
-    "queued": "Waiting for GitHub to start the workflow",
-    "creating": "The server is being created",
-    "installing": "The installation is being prepared",
-    "configuring": "The agent is being installed",
-    "running": "The agent is installed; the last word is awaited",
-}
-IF_SLOW = {
-    "queued": "If this takes long, GitHub has no free runner, or somebody has to approve the run.",
-    "creating": "It is ordered, started, and joins the private network. If slow, the cloud is busy.",
-    "installing": "The server is up; tools are set up and reach it. If this takes long, downloads are slow.",
-    "configuring": "Docker, firewall, updates, agent: the longest step. If slow, downloads usually are.",
-    "running": "The agent was seen running; the workflow tidies up and confirms. This takes seconds.",
-}
-WENT_WRONG = {
-    "queued": "GitHub did not start the workflow",
-    "creating": "The server could not be created",
-    "installing": "The installation could not be prepared",
-    "configuring": "The agent could not be installed on the server",
-    "running": "The agent was installed, but the run failed before it was confirmed",
-}
 STATES = {
     "pending": "to come",
     "active": "in progress",
@@ -34,7 +13,6 @@ STATES = {
     "error": "failed",
     "cancelled": "cancelled",
 }
-SHORT = dict(zip(STEPS, ("Queued", "Creating", "Installing", "Configuring", "Starting"), strict=True))
 NO_SERVER = "No server was created."
 DELETES = "When a run ends so, the workflow deletes its server; what it could not delete is named below."
 MAYBE_SERVER = "If the run has died, a server that it had created may still exist and cost money."
@@ -45,6 +23,11 @@ AGAIN = "Nothing more happens by itself. Once it is started again, this page fol
 def step_of(view: View) -> Step:
     """The step that the view is about: the active or broken one, or the last."""
     return next((step for step in view.steps if step.state not in ("completed", "pending")), view.steps[-1])
+
+
+def definition_of(view: View) -> pipeline.Step:
+    """The words of that step."""
+    return view.pipeline.steps[view.steps.index(step_of(view))]
 
 
 def trouble(view: View) -> str | None:
@@ -58,18 +41,20 @@ def trouble(view: View) -> str | None:
 
 def headline(view: View) -> str:
     """What is happening now, and whether it moves, in one sentence."""
-    step, kind = step_of(view).id, trouble(view)
+    step, kind = definition_of(view), trouble(view)
     if kind == "cancelled":
         return "The run was stopped at its time limit." if timed_out(view) else "The run was cancelled."
     if kind == "failed":
-        return f"{WENT_WRONG[step]}."
+        return f"{step.went_wrong or step.label + ' failed'}."
     if view.status == "running":
-        return "Done: the agent is running."
+        return f"{view.pipeline.done or 'Done'}."
     if view.is_superseded:
         return f"This attempt ended without a word; attempt {view.newest} took its place."
     if kind:
-        return f"{NOW[step]}, but {'contact is lost' if kind == 'lost' else 'it has gone quiet'}."
-    return f"{NOW[step]}, and it moves." if view.attempt.rank else f"{NOW[step]}."
+        return (
+            f"{step.now or step.label}, but {'contact is lost' if kind == 'lost' else 'it has gone quiet'}."
+        )
+    return f"{step.now or step.label}, and it moves." if view.attempt.rank else f"{step.now or step.label}."
 
 
 def timed_out(view: View) -> bool:
@@ -101,8 +86,8 @@ def notes(view: View) -> list[str]:
         server = NO_SERVER if view.attempt.end == "refused" else DELETES
         return [note for note in (why, server, "" if view.is_superseded else AGAIN) if note]
     if view.status == "running":
-        return ["All five steps are done. You can close this page."]
-    return [MAYBE_SERVER if view.is_superseded else IF_SLOW[step_of(view).id]]
+        return ["All steps are done. You can close this page."]
+    return [MAYBE_SERVER if view.is_superseded else definition_of(view).if_slow]
 
 
 def state(view: View, step: Step) -> str:
@@ -118,7 +103,7 @@ def state(view: View, step: Step) -> str:
 
 def tab_title(view: View) -> str:
     """The tab's title: how far, which agent."""
-    return f"{in_short(view)} · {view.agent_id or view.job_id}"
+    return f"{in_short(view)} · {view.name}"
 
 
 def in_short(view: View) -> str:
@@ -126,7 +111,7 @@ def in_short(view: View) -> str:
     kind = trouble(view)
     if kind or view.status == "running":
         return (kind or "done").capitalize()
-    return f"{_done(view)}/{len(STEPS)} {SHORT[step_of(view).id]}"
+    return f"Step {_done(view) + 1} of {len(view.steps)}"
 
 
 def _done(view: View) -> int:
@@ -156,24 +141,6 @@ def report(view: View) -> str:
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
 
 
-def active_pace(view: View) -> Pace | None:
-    """What the time that remains is told by, while something moves."""
-    moves = view.condition == "live" and not view.attempt.end
-    return pace(view.attempt.usual, view.steps.index(step_of(view))) if moves else None
-
-
-def remaining(view: View) -> str:
-    """How much longer it usually takes; "" where nothing can be claimed."""
-    measure, started = active_pace(view), step_of(view).started_at
-    if not measure or started is None:
-        return ""
-    elapsed = max(view.now - started, 0)
-    left = measure.left(elapsed)
-    if left is None:
-        return "longer than usual"
-    return f"{'about' if elapsed <= measure.median else 'up to'} {roughly(left)} left"
-
-
 def duration(seconds: float) -> str:
     """Seconds in words: "58 s", "1 min 5 s", "1 h 4 min"."""
     whole = max(int(seconds), 0)
@@ -199,7 +166,7 @@ def moment(seconds: float) -> str:
 FOR_TEMPLATES = {
     word.__name__: word
     for word in (
-        active_pace, duration, headline, icon, in_short, moment, notes, remaining, report, roughly, state,
+        duration, headline, icon, in_short, moment, notes, report, roughly, state,
         step_of, tab_title, trouble,
     )
 }  # fmt: skip

@@ -1,59 +1,69 @@
-"""The operator's door for machines: jobs as JSON, for who bears the operator token."""
+"""The operator's door for machines: jobs as JSON, for a client that bears the operator token."""
 
-import hmac
+import json
 import re
-from base64 import b64decode, urlsafe_b64encode
+from datetime import UTC, datetime
 from typing import Any
 
 from flask import Blueprint, Response, abort, g, jsonify, request
-from sqlalchemy import ColumnElement, Row, Select, tuple_
-from werkzeug.datastructures import WWWAuthenticate
 
+from webapp import logs
 from webapp.github import start
 from webapp.github.client import Refused
-from webapp.page.view import View, find, view_of
+from webapp.page.view import View, iso
 from webapp.parts import parts
-from webapp.rules.progress import STATUSES
+from webapp.routes import guard
+from webapp.rules.progress import CONDITIONS, STATUSES
 from webapp.rules.report import BadReport, parse
-from webapp.storage.tables import current_attempts, db, jobs
+from webapp.rules.request import BadField, name_of, read_start
+from webapp.storage.jobs import BadMark, callbacks_of, is_in, newest_jobs, of_run
+from webapp.storage.tables import db, jobs
 
-LARGEST_BODY = 65_536
 LARGEST_PAGE = 200
+FILTERS = ("status", "condition", "agent_id", "pipeline", "run_id", "since", "limit", "before")
 
 bp = Blueprint("api", __name__, url_prefix="/api/jobs")
-
-
-@bp.before_request
-def prove() -> None:
-    """Nothing is read before the token is seen to be right."""
-    request.max_content_length = LARGEST_BODY
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    right = parts().settings.operator_token.encode()
-    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), right):
-        abort(401, "the operator token is missing or wrong", www_authenticate=WWWAuthenticate("bearer"))
+bp.before_request(guard.require_token)
 
 
 @bp.post("")
 def create() -> Response:
     """Start a job: 201, or 200 where it was started before."""
-    asked = start.read(parse(request.get_data()))
+    ours = parts()
+    asked = read_start(parse(request.get_data()), ours.pipelines)
+    g.job_id = asked.job_id
     try:
-        status = 201 if start.start(parts(), asked) else 200
+        status = 201 if start.start(ours.writer, ours.settings, asked) else 200
     except Refused:  # the job's own error says why
         status = 502
-    return _at(asked["job_id"], status)
+    return _at(asked.job_id, status)
 
 
-@bp.post("/<id:job_id>/retry")
-def retry(job_id: str) -> Response:
-    """Open a new attempt of a failed, cancelled or lost job."""
+@bp.post("/<id:job_id>/<any(retry, close, revoke):verb>")
+def act(job_id: str, verb: str) -> Response:
+    """Open a new attempt, close the job, or give it a new link."""
+    ours = parts()
     try:
-        start.retry(parts(), job_id)
+        if verb == "revoke":
+            ours.writer.run(lambda transaction: transaction.revoke(job_id)) or abort(404)
+            logs.event("link revoked", job=job_id)
+        else:
+            {"retry": start.retry, "close": start.close}[verb](ours.writer, ours.settings, job_id)
     except LookupError:
         abort(404)
     except Refused:
         return _at(job_id, 502)
     return _at(job_id, 200)
+
+
+@bp.delete("/<id:job_id>")
+def delete(job_id: str) -> tuple[str, int]:
+    """Remove a job that is over."""
+    try:
+        start.delete(parts().writer, parts().settings, job_id)
+    except LookupError:
+        abort(404)
+    return "", 204
 
 
 def _at(job_id: str, status: int) -> Response:
@@ -66,51 +76,90 @@ def _at(job_id: str, status: int) -> Response:
 @bp.get("/<id:job_id>")
 def one(job_id: str) -> Response:
     """One job."""
-    return jsonify(as_json(find(db.session.connection(), job_id, parts().settings) or abort(404)))
+    return jsonify(as_json(parts().views.find(db.session.connection(), job_id) or abort(404)))
+
+
+@bp.get("/<id:job_id>/callbacks")
+def callbacks(job_id: str) -> Response:
+    """A page of a job's callbacks, newest first, and the mark of the next."""
+    asked = _asked(("limit", "before"))
+    connection = db.session.connection()
+    parts().views.find(connection, job_id) or abort(404)
+    rows, before = callbacks_of(connection, job_id, _limit(asked), asked.get("before"))
+    found = [
+        {
+            "attempt": row.number if row.number > 0 else None,
+            "milestone": row.milestone,
+            "arrived_at": iso(row.arrived_at),
+            "sent_at": iso(row.sent_at),
+            "body": json.loads(row.body),
+        }
+        for row in rows
+    ]
+    return jsonify(callbacks=found, before=before)
 
 
 @bp.get("")
 def several() -> Response:
     """A page of jobs, newest first, and the mark of the next."""
-    limit = request.args.get("limit", "50")
+    asked, ours, connection = _asked(FILTERS), parts(), db.session.connection()
+    filters = []
+    if status := _one_of(asked, "status", STATUSES):
+        filters.append(jobs.c.status == status)
+    if condition := _one_of(asked, "condition", CONDITIONS):
+        filters.append(is_in(condition, ours.views.clock(connection)))
+    if agent_id := name_of(asked, "agent_id"):
+        filters.append(jobs.c.agent_id == agent_id)
+    if pipeline := name_of(asked, "pipeline"):
+        filters.append(jobs.c.pipeline == pipeline)
+    if run_id := asked.get("run_id"):
+        if not re.fullmatch("[0-9]{1,20}", run_id):
+            raise BadField("run_id: not a whole number of at most 20 digits")
+        filters.append(of_run(run_id.lstrip("0") or "0"))
+    if since := asked.get("since"):
+        filters.append(jobs.c.created_at >= _moment(since))
+    rows, before = newest_jobs(connection, _limit(asked), asked.get("before"), *filters)
+    return jsonify(jobs=[as_json(ours.views.of(row, connection)) for row in rows], before=before)
+
+
+def _asked(known: tuple[str, ...]) -> dict[str, str]:
+    """The query; raises BadField for a parameter that is unknown or stands twice."""
+    for name, values in request.args.lists():
+        if name not in known or len(values) > 1:
+            raise BadField(f"{name[:64]}: {'given twice' if name in known else 'unknown parameter'}")
+    return request.args.to_dict()
+
+
+def _limit(asked: dict[str, str]) -> int:
+    limit = asked.get("limit", "50")
     if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
-        raise start.BadField(f"limit: not a whole number from 1 to {LARGEST_PAGE}")
-    status, agent_id = request.args.get("status"), start.name_of(request.args, "agent_id")
-    if status and status not in STATUSES:
-        raise start.BadField(f"status: not one of {', '.join(STATUSES)}")
-    given = {jobs.c.status: status, jobs.c.agent_id: agent_id}
-    filters = (column == value for column, value in given.items() if value)
-    rows = db.session.execute(newest(int(limit) + 1, request.args.get("before"), *filters)).all()
-    views = [as_json(view_of(row, parts().settings)) for row in rows[: int(limit)]]
-    return jsonify(jobs=views, before=mark(rows[int(limit) - 1]) if len(rows) > int(limit) else None)
+        raise BadField(f"limit: not a whole number from 1 to {LARGEST_PAGE}")
+    return int(limit)
 
 
-def newest(limit: int, before: str | None, *filters: ColumnElement[bool]) -> Select[Any]:
-    """Select jobs, newest first, after the page that ended at the mark `before`. Raises BadField."""
-    found = current_attempts().where(*filters)
-    if before:
-        found = found.where(tuple_(jobs.c.created_at, jobs.c.job_id) < tuple_(*_marked(before)))
-    return found.order_by(jobs.c.created_at.desc(), jobs.c.job_id.desc()).limit(limit)
+def _one_of(asked: dict[str, str], name: str, words: tuple[str, ...]) -> str | None:
+    value = asked.get(name) or None
+    if value is not None and value not in words:
+        raise BadField(f"{name}: not one of {', '.join(words)}")
+    return value
 
 
-def mark(row: Row[Any]) -> str:
-    """The opaque mark of the page after this row."""
-    return urlsafe_b64encode(f"{row.created_at!r} {row.job_id}".encode()).decode()
-
-
-def _marked(before: str) -> tuple[float, str]:
+def _moment(text: str) -> float:
+    """Unix seconds of an ISO 8601 time; without an offset it is UTC."""
     try:
-        created_at, job_id = b64decode(before, b"-_", validate=True).decode().split(" ")
-        return float(created_at), start.name_of({"before": job_id}, "before") or ""
-    except ValueError:
-        raise start.BadField("before: not the mark of a page") from None
+        moment = datetime.fromisoformat(text.replace(" ", "+"))  # an unescaped + arrives as a space
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise BadField("since: not an ISO 8601 time, such as 2026-01-31T12:00:00Z") from None
 
 
 def as_json(view: View) -> dict[str, Any]:
     """The watcher's JSON, and what is the operator's only."""
-    attempt = view.attempt
+    attempt, ours = view.attempt, parts()
+    progress_url = ours.progress_url(view.job_id, view.link)
     return view.as_json() | {
-        "progress_url": parts().progress_url(view.job_id, view.link),
+        "progress_url": progress_url,
+        "badge_url": f"{progress_url}/badge.svg",
         "server_id": attempt.server_id,
         "server_ip": attempt.server_ip,
         "tailscale_ip": attempt.tailscale_ip,
@@ -118,11 +167,17 @@ def as_json(view: View) -> dict[str, Any]:
 
 
 @bp.errorhandler(BadReport)
-@bp.errorhandler(start.BadField)
+@bp.errorhandler(BadField)
 def bad_field(error: ValueError) -> tuple[Response, int]:
     """Name the field."""
     g.cause = str(error)
     return jsonify(error=g.cause), 400
+
+
+@bp.errorhandler(BadMark)
+def bad_mark(error: BadMark) -> tuple[Response, int]:
+    """No page has this mark."""
+    return bad_field(BadField("before: not the mark of a page"))
 
 
 @bp.errorhandler(start.Conflict)

@@ -2,6 +2,7 @@
 
 import json
 from time import time
+from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -11,8 +12,6 @@ from webapp.github import runs
 from webapp.parts import parts
 from webapp.rules.report import BadReport, parse, read, sent_at
 from webapp.signing import is_signed
-
-RECEIVED = {duplicate: json.dumps({"received": True, "duplicate": duplicate}) for duplicate in (False, True)}
 
 bp = Blueprint("callbacks", __name__)
 
@@ -40,21 +39,40 @@ def receive() -> Response:
         raise Refused(400, "Content-Encoding: only identity is taken")
     fields = parse(body)
     sent, skew = sent_at(fields), settings.callback_max_skew
+    if sent is None and settings.require_sent_at:
+        raise Refused(401, "sent_at: required here")
     if sent is not None and skew and abs(arrived_at - sent) > skew:
         raise Refused(401, f"sent_at: more than {skew:g} seconds from the time of arrival")
-    duplicate = ours.writer.receive(read(fields, body, arrived_at))
-    return Response(RECEIVED[duplicate], mimetype="application/json")
+    report = read(fields, body, arrived_at)
+    receipt = ours.writer.receive(report)
+    progress_url = ours.progress_url(report.job_id, receipt.link)
+    said = {"received": True, "duplicate": receipt.duplicate, "progress_url": progress_url}
+    return Response(json.dumps(said), mimetype="application/json")
 
 
 def _delivery(event: str) -> Response:
-    """GitHub's own word of its runs, under a key of its own."""
-    keys = parts().settings.webhook_keys
-    if not keys:
-        raise Refused(401, "GITHUB_WEBHOOK_SECRET is not set")
+    """GitHub's own word of its runs, under a key of its own, as JSON or as GitHub's form."""
+    ours = parts()
+    if not ours.settings.webhook_keys:  # unread
+        raise Refused(401, "GITHUB_WEBHOOK_SECRET is not set here")
     body = _body()
-    if not is_signed(body, request.headers.get("X-Hub-Signature-256", ""), keys):
+    signature = request.headers.get("X-Hub-Signature-256", "")
+    if not is_signed(body, signature, ours.settings.webhook_keys):
         raise Refused(401, "the signature is missing or wrong")
-    return jsonify(received=True, jobs=runs.deliver(parts(), event, parse(body)))
+    if request.mimetype == "application/x-www-form-urlencoded":
+        body = _payload(body)
+    job_ids = runs.deliver(ours.writer, ours.settings, ours.pipelines, event, parse(body))
+    return jsonify(received=True, jobs=job_ids)
+
+
+def _payload(form: bytes) -> bytes:
+    """The JSON of the one field `payload`."""
+    try:
+        fields = parse_qs(form.decode("ascii"), strict_parsing=True, max_num_fields=10)
+        (payload,) = fields["payload"]
+    except (ValueError, KeyError):
+        raise Refused(400, "payload: not GitHub's form, which has this one field") from None
+    return payload.encode(errors="surrogatepass")
 
 
 def _body() -> bytes:

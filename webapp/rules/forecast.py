@@ -1,89 +1,62 @@
 """How long it usually takes: learnt from this installation's own finished jobs, never guessed.
 
-Times are seconds.
+Times are seconds, moments Unix seconds.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from statistics import median, quantiles
-from time import monotonic
-from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, select
-
-from webapp.rules.progress import STEPS, Attempt, Step, steps
-from webapp.storage.tables import STATE, attempt_from, attempts
+from webapp.rules.pipeline import Pipeline
+from webapp.rules.progress import Attempt, Step, steps
 
 LEAST = 5  # finished jobs, before anything is claimed
 NEWEST = 100  # finished jobs: what is usual may change
-FRESH_FOR = 2.0  # seconds
 
-Usual = dict[str, list[float]]  # step id, or "total": [median, 90th percentile]
-_known: WeakKeyDictionary[Engine, tuple[float, Usual | None]] = WeakKeyDictionary()
-
-
-def usual(connection: Connection) -> Usual | None:
-    """What an attempt that opens now may be measured by; costs nothing when asked again at once."""
-    learnt_at, known = _known.get(connection.engine, (0.0, None))
-    if known is None or monotonic() - learnt_at >= FRESH_FOR:  # with nothing to tell there is little to read
-        newest = select(*STATE).where(attempts.c.end == "running")
-        newest = newest.order_by(attempts.c.ended_at.desc()).limit(NEWEST)
-        known = learn(attempt_from(row) for row in connection.execute(newest))
-        _known[connection.engine] = monotonic(), known
-    return known
+# By step id: the median of the step; then the 10th and 90th percentile of the time from its begin to the
+# end of the job. "total" has the same for the whole job.
+Usual = dict[str, list[float]]
 
 
-def learn(finished: Iterable[Attempt]) -> Usual | None:
-    """Median and 90th percentile of each step, and of the whole, wherever at least LEAST are known."""
-    samples: dict[str, list[float]] = defaultdict(list)
-    for attempt in finished:
-        for name, start, end in _spans(attempt):
-            if start is not None and end is not None:
-                samples[name].append(max(end - start, 0))
+def learn(finished: Iterable[tuple[Attempt, Pipeline]]) -> Usual | None:
+    """What is usual, of each step and of the whole, wherever at least LEAST are known."""
+    took: dict[str, list[float]] = defaultdict(list)
+    rest: dict[str, list[float]] = defaultdict(list)
+    for attempt, pipeline in finished:
+        spans = [(step.id, step.started_at, step.finished_at) for step in steps(attempt, pipeline)]
+        for name, start, end in [*spans, ("total", attempt.opened_at, attempt.ended_at)]:
+            if start is not None and end is not None and attempt.ended_at is not None:
+                took[name].append(max(end - start, 0))
+                rest[name].append(max(attempt.ended_at - start, 0))
     return {
-        name: [round(median(times), 1), round(quantiles(times, n=10, method="inclusive")[-1], 1)]
-        for name, times in samples.items()
-        if len(times) >= LEAST
+        name: [round(number, 1) for number in (median(took[name]), *_most(rest[name]))]
+        for name in took
+        if len(took[name]) >= LEAST
     } or None
 
 
-def _spans(attempt: Attempt) -> list[tuple[str, float | None, float | None]]:
-    of_steps = [(step.id, step.started_at, step.finished_at) for step in steps(attempt)]
-    return [*of_steps, ("total", attempt.opened_at, attempt.ended_at)]
+def _most(times: list[float]) -> tuple[float, float]:
+    """Between which four of five lie."""
+    tenths = quantiles(times, n=10, method="inclusive")
+    return tenths[0], tenths[-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How the active step is measured: `rest` is what usually follows after it."""
-
-    median: float
-    most: float
-    rest: float
-
-    def left(self, elapsed: float) -> float | None:
-        """What usually remains, `elapsed` into the step; None past the 90th percentile of it."""
-        if elapsed > self.most:
-            return None
-        return self.rest + (self.median if elapsed <= self.median else self.most) - elapsed
+def expect(attempt: Attempt, pipeline: Pipeline) -> Attempt:
+    """The attempt with the moments between which it is usually done, by the times known now."""
+    active = steps(attempt, pipeline)[min(attempt.rank, len(pipeline.steps) - 1)]
+    known = (attempt.usual or {}).get(active.id)
+    if attempt.end or known is None or active.started_at is None:
+        return attempt._replace(expected_from=None, expected_to=None)
+    _, soonest, latest = known
+    return attempt._replace(expected_from=active.started_at + soonest, expected_to=active.started_at + latest)
 
 
-def pace(usual: Usual | None, at: int) -> Pace | None:
-    """The pace of the `at`-th step, where enough is known of it and of all that follow."""
-    ahead = [(usual or {}).get(id) for id in list(STEPS)[at:]]
-    known = [times for times in ahead if times]
-    if not ahead or len(known) < len(ahead):
-        return None
-    (middle, most), *after = known
-    return Pace(middle, most, rest=sum(middle for middle, _ in after))
-
-
-def edges(usual: Usual | None) -> list[float]:
-    """Where the five steps begin on a bar of 100, and its end: by usual times, or in fifths."""
-    medians = [times[0] for id in STEPS if (times := (usual or {}).get(id))]
-    if len(medians) < len(STEPS) or not sum(medians):
-        medians = [1.0] * len(STEPS)
+def edges(usual: Usual | None, shown: Sequence[Step]) -> list[float]:
+    """Where the steps begin on a bar of 100, and its end: by usual times, or in equal parts."""
+    medians = [times[0] for step in shown if (times := (usual or {}).get(step.id))]
+    if len(medians) < len(shown) or not sum(medians):
+        medians = [1.0] * len(shown)
     total = sum(medians)
     return [0.0, *(100 * end / total for end in accumulate(medians))]
 
@@ -91,9 +64,9 @@ def edges(usual: Usual | None) -> list[float]:
 def position(usual: Usual | None, shown: Sequence[Step], until: float | None) -> float:
     """How far the bar has come, of 100; within a step by its usual time, never past what is reported."""
     at = sum(step.state == "completed" for step in shown)
-    marks = edges(usual)
-    step_pace = pace(usual, at)
+    marks = edges(usual, shown)
+    known = (usual or {}).get(shown[at].id) if at < len(shown) else None
     started = shown[at].started_at if at < len(shown) else None
-    if not step_pace or not step_pace.median or started is None or until is None:
+    if not known or not known[0] or started is None or until is None:
         return marks[at]
-    return marks[at] + (marks[at + 1] - marks[at]) * min(max(until - started, 0) / step_pace.median, 1)
+    return marks[at] + (marks[at + 1] - marks[at]) * min(max(until - started, 0) / known[0], 1)

@@ -1,173 +1,173 @@
-"""Job, Attempt and Callback as tables. `store` writes them, the doors read them; times are Unix seconds."""
+"""The tables. `transaction` writes them, `jobs` reads them; times are Unix seconds."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Connection,
+    Boolean,
+    Column,
+    Double,
     Index,
     Integer,
+    MetaData,
     Row,
-    Select,
     String,
+    Table,
     Text,
     UniqueConstraint,
-    bindparam,
-    select,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from webapp.rules import progress
+from webapp.rules.progress import Attempt
 
-
-class Base(DeclarativeBase):
-    """Every table's base; Flask-SQLAlchemy's own would be untyped."""
-
-
-db = SQLAlchemy(model_class=Base)
+metadata = MetaData()
+db = SQLAlchemy(metadata=metadata)
 # SQLite counts up only what is called INTEGER. Ids sort and compare by byte, on PostgreSQL as on SQLite.
 Number = BigInteger().with_variant(Integer, "sqlite")
 Id = String().with_variant(String(collation="C"), "postgresql")
 
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("agent_id", Id),
+    Column("region", Text),
+    Column("pipeline", Id, nullable=False, server_default="provision-agent"),
+    Column("created_at", Double, nullable=False),
+    Column("attempt", Integer, nullable=False, doc="the number of the current one"),
+    Column("status", Text, nullable=False, doc="of the current attempt"),
+    Column("link", Integer, nullable=False, server_default="0", doc="how many links were revoked"),
+    Index("jobs_newest", "created_at", "job_id"),
+    Index("jobs_by_status", "status", "created_at", "job_id"),
+    Index("jobs_by_agent", "agent_id", "created_at", "job_id"),
+    Index("jobs_by_pipeline", "pipeline", "created_at", "job_id"),
+)
 
-class Job(Base):
-    """One agent to be provisioned; `attempt` and `status` are those of its current attempt."""
+_unfinished = text('"end" IS NULL')
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False, doc="below 1: never opened"),
+    Column("opened_at", Double, nullable=False),
+    Column("pipeline", Id, nullable=False, server_default="provision-agent"),
+    Column("definition", Text, doc="the hash of its steps; null: those of the built-in pipeline"),
+    Column("change", Number, nullable=False, index=True),
+    Column("subject", Text),
+    Column("note", Text),
+    Column("run_id", Text),
+    Column("run_attempt", Text),
+    Column("repository", Text),
+    Column("run_url", Text),
+    Column("first_sent_at", Double),
+    Column("rank", Integer, nullable=False),
+    Column("end", Text),
+    Column("ended_at", Double),
+    Column("end_sent_at", Double),
+    Column("failed_step", Text),
+    Column("error", Text),
+    Column("contradicted", Boolean, nullable=False),
+    Column("times", JSON, nullable=False),
+    Column("last_callback_at", Double),
+    Column("last_signal_at", Double),
+    Column("heard_at", Double),
+    Column("heartbeat_sent_at", Double),
+    Column("server_id", Text),
+    Column("server_ip", Text),
+    Column("tailscale_ip", Text),
+    Column("server_left", Boolean),
+    Column("result_url", Text),
+    Column("asked_at", Double, doc="when GitHub was asked to run the workflow"),
+    Column("taken_at", Double, doc="when GitHub took the dispatch"),
+    Column("run_state", Text, doc="GitHub's newest word of the run"),
+    Column("run_state_at", Double),
+    Column("waiting_for", Text),
+    Column("looked_at", Double, doc="when GitHub's API was last asked about the run"),
+    Column("usual", JSON(none_as_null=True)),
+    Column("expected_from", Double),
+    Column("expected_to", Double),
+    Index("attempts_unfinished", "heard_at", sqlite_where=_unfinished, postgresql_where=_unfinished),
+    Index("attempts_ended", "pipeline", "end", "ended_at"),
+    Index("attempts_by_run", "run_id", postgresql_using="hash"),
+)
 
-    __tablename__ = "jobs"
+callbacks = Table(
+    "callbacks",
+    metadata,
+    Column("id", Number, primary_key=True),
+    Column("job_id", Id, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("milestone", Text, doc="null for a heartbeat"),
+    Column("arrived_at", Double, nullable=False),
+    Column("sent_at", Double),
+    Column("body", Text, nullable=False),
+    UniqueConstraint("job_id", "number", "milestone", name="callbacks_once"),  # makes repeats harmless
+)
 
-    job_id: Mapped[str] = mapped_column(Id, primary_key=True)
-    agent_id: Mapped[str | None] = mapped_column(Id)
-    region: Mapped[str | None] = mapped_column(Text)
-    created_at: Mapped[float]
-    attempt: Mapped[int]
-    status: Mapped[str] = mapped_column(Text)
-    link: Mapped[int] = mapped_column(server_default="0")
+definitions = Table(
+    "definitions",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("content", Text, nullable=False, doc="a rules.pipeline.Pipeline as JSON"),
+)
 
-    __table_args__ = (
-        Index("jobs_newest", "created_at", "job_id"),
-        Index("jobs_by_status", "status", "created_at", "job_id"),
-        Index("jobs_by_agent", "agent_id", "created_at", "job_id"),
-    )
+departed = Table(
+    "departed",
+    metadata,
+    Column("job_id", Id, primary_key=True, doc="of a job that was pruned or deleted"),
+    Column("link", Integer, nullable=False, doc="how many of its links were revoked"),
+    Column("change", Number, nullable=False, index=True),
+    Column("deleted_at", Double, doc="null where it was pruned"),
+)
 
+closures = Table(
+    "closures",
+    metadata,
+    Column("until", Double, primary_key=True, autoincrement=False, doc="when a server started"),
+    Column("since", Double, nullable=False, doc="the newest arrival that the database knew then"),
+)
 
-class Attempt(Base):
-    """The columns of `progress.Attempt`, and since when it is silent, for the search for the lost."""
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("hash", Text, primary_key=True, doc="of the secret that the cookie carries"),
+    Column("key_hash", Text, unique=True, doc="of the sign-in link's key, which works once"),
+    Column("fingerprint", Text, nullable=False, doc="of the operator token that it was opened with"),
+    Column("opened_at", Double, nullable=False),
+    Column("ended_at", Double),
+)
 
-    __tablename__ = "attempts"
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("job_id", Id, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("event", Text, primary_key=True, doc="done, failed, cancelled, lost or recovered"),
+    Column("happened_at", Double, nullable=False),
+    Column("due_at", Double, index=True, doc="of the next try; null: sent or given up"),
+    Column("tries", Integer, nullable=False),
+    Column("sent_at", Double),
+    Column("problem", Text, doc="why the last try failed"),
+)
 
-    job_id: Mapped[str] = mapped_column(Id, primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    opened_at: Mapped[float]
-    version: Mapped[int] = mapped_column(Number, index=True)
-    run_id: Mapped[str | None] = mapped_column(Text)
-    run_attempt: Mapped[str | None] = mapped_column(Text)
-    rank: Mapped[int]
-    end: Mapped[str | None] = mapped_column(Text)
-    ended_at: Mapped[float | None]
-    end_sent_at: Mapped[float | None]
-    failed_step: Mapped[str | None] = mapped_column(Text)
-    error: Mapped[str | None] = mapped_column(Text)
-    contradicted: Mapped[bool]
-    times: Mapped[dict[str, float]] = mapped_column(JSON)
-    last_signal_at: Mapped[float | None]
-    heartbeat_sent_at: Mapped[float | None]
-    server_id: Mapped[str | None] = mapped_column(Text)
-    server_ip: Mapped[str | None] = mapped_column(Text)
-    tailscale_ip: Mapped[str | None] = mapped_column(Text)
-    asked_at: Mapped[float | None]
-    taken_at: Mapped[float | None]
-    run_url: Mapped[str | None] = mapped_column(Text)
-    witness: Mapped[str | None] = mapped_column(Text)
-    witnessed_at: Mapped[float | None]
-    usual: Mapped[dict[str, list[float]] | None] = mapped_column(JSON(none_as_null=True))
-    heard_at: Mapped[float | None]
+marks = Table(
+    "marks",
+    metadata,
+    Column("name", Text, primary_key=True, doc="such as notify_since"),
+    Column("at", Double, nullable=False),
+)
 
-    __table_args__ = (
-        Index(
-            "attempts_unfinished",
-            "heard_at",
-            sqlite_where=text('"end" IS NULL'),
-            postgresql_where=text('"end" IS NULL'),
-        ),
-        Index("attempts_ended", "end", "ended_at"),
-        Index("attempts_by_run", "run_id", postgresql_using="hash"),  # digits of any length
-    )
-
-
-class Callback(Base):
-    """An accepted callback, kept for good; `milestone` is null for a heartbeat.
-
-    The unique key is what makes repeats harmless: a milestone counts once per attempt.
-    """
-
-    __tablename__ = "callbacks"
-
-    id: Mapped[int] = mapped_column(Number, primary_key=True)
-    job_id: Mapped[str] = mapped_column(Id)
-    number: Mapped[int]
-    milestone: Mapped[str | None] = mapped_column(Text)
-    arrived_at: Mapped[float]
-    sent_at: Mapped[float | None]
-    body: Mapped[str] = mapped_column(Text)
-
-    __table_args__ = (UniqueConstraint("job_id", "number", "milestone", name="callbacks_once"),)
+STATE = [attempts.c[name] for name in Attempt._fields]
 
 
-jobs, attempts, callbacks = (model.metadata.tables[model.__tablename__] for model in (Job, Attempt, Callback))
-STATE = [attempts.c[name] for name in progress.Attempt._fields]
-
-
-def attempt_from(row: Row[Any]) -> progress.Attempt:
+def attempt_from(row: Row[Any]) -> Attempt:
     """The value of a row whose first columns are STATE."""
-    return progress.Attempt._make(row[: len(STATE)])
+    return Attempt._make(row[: len(STATE)])
 
 
-def current_attempts() -> Select[Any]:
-    """Select each job's current attempt, and the job's own columns after it."""
-    return select(*STATE, *jobs.c).join(
-        jobs, (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
-    )
-
-
-CURRENT = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
-
-
-def attempts_of(connection: Connection, job_id: str) -> list[progress.Attempt]:
-    """All attempts of a job, oldest first, those that were never opened (below 1) included."""
-    rows = connection.execute(select(*STATE).where(attempts.c.job_id == job_id).order_by(attempts.c.number))
-    return [attempt_from(row) for row in rows]
-
-
-def as_row(attempt: progress.Attempt) -> dict[str, Any]:
-    """The columns of an attempt."""
-    return attempt._asdict() | {"heard_at": attempt.heard_at}
-
-
-def difference(before: progress.Attempt, after: progress.Attempt) -> dict[str, Any]:
+def difference(before: Attempt, after: Attempt) -> dict[str, Any]:
     """The columns that changed."""
     changed = zip(after._fields, before, after, strict=True)
-    row = {name: new for name, old, new in changed if new != old}
-    if after.heard_at != before.heard_at:
-        row["heard_at"] = after.heard_at
-    return row
-
-
-_NEWEST_VERSION = select(attempts.c.version).order_by(attempts.c.version.desc()).limit(1)
-
-
-def newest_version(connection: Connection) -> int:
-    """The number of the last change; each change of what is shown takes the next one."""
-    return connection.execute(_NEWEST_VERSION).scalar() or 0
-
-
-def known_jobs(connection: Connection, job_ids: Iterable[str]) -> set[str]:
-    """Those of the jobs that exist, their rows locked until the transaction ends (SQLite: the file is)."""
-    ids = sorted(job_ids)
-    rows = connection.execute(
-        select(jobs.c.job_id).where(jobs.c.job_id.in_(ids)).order_by(jobs.c.job_id).with_for_update()
-    )
-    return {row.job_id for row in rows}
+    return {name: new for name, old, new in changed if new != old}

@@ -5,50 +5,31 @@ asking `PRAGMA data_version`, which costs microseconds, and heard on PostgreSQL 
 """
 
 import logging
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from errno import EPIPE
 from time import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 from gevent import getcurrent
 from gevent.event import Event
 from gevent.lock import Semaphore
-from sqlalchemy import Engine, bindparam, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp.storage.tables import CURRENT, attempts, newest_version
-from webapp.storage.writer import CHANNEL, Change, Changes
+from webapp.storage.jobs import CURRENT, changes_since, newest_change
+from webapp.storage.transaction import ANEW, CHANNEL, Change, Changes
+from webapp.streams.frames import ANY, Frame, Make
 
-ANY = ""  # in place of a job id: any job
 ASK_EVERY, ASK_AT_REST = 0.02, 0.05  # seconds between two looks for a sibling's commits
 AT_REST_AFTER = 10.0  # seconds in which nobody committed
 KEEP_ALIVE, BEAT = 19.0, 0.25  # seconds; the contract: a comment at least every 20 s
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # between two frames of one job; of any
 RETRY_AFTER = 1.0  # when the database is away
 
-ANEW = Change(sys.maxsize)  # than which nothing that a commit tells is newer
-
-_NEWER = select(attempts.c.job_id, attempts.c.version).where(attempts.c.version > bindparam("version"))
 log = logging.getLogger(__name__)
-
-
-class Frame(NamedTuple):
-    """What a stream sends of a job: one state, rendered.
-
-    `number` is the change that made it; at `changes_at` (Unix seconds) the clock alone makes
-    it another one; `body` is None where it was let go of.
-    """
-
-    number: int
-    version: str
-    link: int
-    changes_at: float | None
-    is_over: bool
-    body: bytes | None
 
 
 @dataclass(slots=True, eq=False)
@@ -81,10 +62,10 @@ class _Stream:
     is_idle: bool = False
 
 
-class Live:
+class Hub:
     """The watched jobs of this process; `make` renders a job's frame, from the change where that has all."""
 
-    def __init__(self, engine: Engine, make: Callable[[str, Change], Frame]) -> None:
+    def __init__(self, engine: Engine, make: Make) -> None:
         self._engine = engine
         self._make = make
         self._topics: dict[str, _Topic] = {}
@@ -104,7 +85,7 @@ class Live:
         Ends after a frame that is over, and without one of another link than this: it was revoked.
         A slow reader gets the newest frame, never a backlog.
         """
-        topic, seen = self._join(job_id), None
+        topic, seen, alive = self._join(job_id), None, b""
         stream = _Stream(getcurrent(), comment, time() + KEEP_ALIVE)
         if not self._streams:
             gevent.spawn(self._keep_alive)
@@ -116,13 +97,16 @@ class Live:
                 if frame is not None and frame.link != link:
                     return
                 if frame is not None and frame.version != seen:
-                    seen = frame.version
+                    seen, alive = frame.version, frame.alive
                     yield frame.body or b""
                     if frame.is_over:
                         gevent.sleep(0)  # to close costs more than to send, so the others' frames first
                         return
                     if topic.watchers == 1 and topic.frame is frame:
                         topic.frame = frame._replace(body=None)  # 10,000 would be more than all the rest
+                elif frame is not None and frame.alive != alive:
+                    alive = frame.alive
+                    yield alive
                 else:
                     stream.is_idle = True
                     changed.wait()
@@ -137,7 +121,7 @@ class Live:
             topic = self._topics.get(job_id)
             if topic is None:
                 continue
-            if topic.change is None or change.version > topic.change.version:
+            if topic.change is None or change.number > topic.change.number:
                 topic.change = change
             if not topic.due:
                 topic.due = True
@@ -161,7 +145,7 @@ class Live:
         if topic is None:
             topic = self._topics[job_id] = _Topic(Event(), Semaphore())
         elif topic.frame and topic.frame.body is None:
-            topic.stale = True
+            topic.stale, topic.frame = True, None
         topic.watchers += 1
         if not self._listener:
             self._listener = gevent.spawn(self._listen)
@@ -179,10 +163,10 @@ class Live:
                 if topic.stale:
                     change, topic.change = topic.change or ANEW, None
                     topic.stale, topic.made_at = False, time()
-                    if topic.frame and change.version < topic.frame.number:
+                    if topic.frame and change.number < topic.frame.number:
                         change = ANEW
                     try:
-                        topic.frame = self._make(job_id, change)
+                        topic.frame = self._make(job_id, change, topic.frame)
                         self._wind(topic, topic.frame.changes_at)
                     except SQLAlchemyError as error:
                         log.warning("a stream waits for the database: %s", type(error).__name__)
@@ -233,7 +217,7 @@ class Live:
         """SQLite: ask whether any other connection has committed, and then what."""
         with self._engine.connect() as connection:
             ask = connection.connection.cursor()
-            known, version, last = -1, newest_version(connection), time()
+            known, number, last = -1, newest_change(connection), time()
             connection.rollback()
             yield self._everything()
             while self._topics:
@@ -241,11 +225,11 @@ class Live:
                 now = ask.execute("PRAGMA data_version").fetchone()[0]
                 if now != known:
                     known, last = now, time()
-                    newer = connection.execute(_NEWER, {"version": version})
-                    changes = self._others({row.job_id: Change(row.version) for row in newer})
-                    version = changes[ANY].version if changes else version
+                    newer = changes_since(connection, number)
+                    number = max([number, *newer.values()])
+                    changes = self._others({job_id: Change(each) for job_id, each in newer.items()})
                     watched = connection.execute(CURRENT, {"ids": [*changes]}) if len(changes) > 1 else ()
-                    changes |= {row.job_id: Change(row.version, row) for row in watched}
+                    changes |= {row.job_id: Change(row.change, row) for row in watched}
                     connection.rollback()
                     yield changes
 
@@ -262,7 +246,7 @@ class Live:
             while self._topics:
                 for notification in connection.notifies(timeout=30):
                     lines = (line.split() for line in notification.payload.splitlines())
-                    yield self._others({job_id: Change(int(version)) for job_id, version in lines})
+                    yield self._others({job_id: Change(int(number)) for job_id, number in lines})
                 connection.execute("SELECT 1")
         finally:
             connection.close()
@@ -273,6 +257,6 @@ class Live:
             job_id: change
             for job_id, change in changes.items()
             if (topic := self._topics.get(job_id))
-            and not (topic.frame and topic.frame.number >= change.version)
+            and not (topic.frame and topic.frame.number >= change.number)
         }
-        return others | ({ANY: Change(max(c.version for c in changes.values()))} if changes else {})
+        return others | ({ANY: Change(max(c.number for c in changes.values()))} if changes else {})

@@ -1,5 +1,6 @@
 """jobs, attempts, callbacks"""
 
+import click
 import sqlalchemy as sa
 from alembic import op
 
@@ -82,5 +83,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("callbacks", "attempts", "jobs"):
-        op.drop_table(table)
+    raise click.ClickException("nothing is dropped: delete the database yourself if you want that")

@@ -1,0 +1,344 @@
+"""What one transaction writes, and which jobs it changed."""
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from time import time
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from webapp.rules.forecast import expect
+from webapp.rules.pipeline import BUILT_IN, Pipeline
+from webapp.rules.progress import Attempt, Report, is_stale, place, receive
+from webapp.rules.report import BadReport
+from webapp.storage import jobs as reads
+from webapp.storage.tables import (
+    STATE,
+    attempt_from,
+    attempts,
+    callbacks,
+    definitions,
+    departed,
+    difference,
+    jobs,
+    notifications,
+)
+
+CHANNEL = "milepost"
+NOTIFICATION_JOBS = 80  # times an id of 64 and a number: below PostgreSQL's 8,000 bytes
+DELETED_FOR = 86_400.0  # seconds in which callbacks of a deleted job register nothing
+LONGEST_ASKED = 7 * 86_400.0  # seconds of silence after which GitHub is not asked any more
+PRUNED_AT_ONCE = 500  # jobs
+ASKED_AT_ONCE = 10  # attempts
+ASKED_AFTER = 60.0  # seconds after a dispatch of which nothing came
+UNSEEN = ("first_sent_at", "heartbeat_sent_at", "looked_at")  # fields that no page shows
+
+
+class UnknownPipeline(BadReport):
+    """A callback would register a job of a pipeline that this server does not have."""
+
+
+class Change(NamedTuple):
+    """A job changed; where they are at hand, its columns and its current attempt as it is now."""
+
+    number: int
+    job: Row[Any] | None = None
+    attempt: Attempt | None = None
+
+
+Changes = dict[str, Change]  # by job id
+ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
+
+
+class Receipt(NamedTuple):
+    """What became of a callback; `link` counts the revoked links of its job."""
+
+    duplicate: bool
+    link: int
+
+
+class Move(NamedTuple):
+    """An attempt to be written: the job's current one, itself as it is stored, itself as it is now."""
+
+    current: Attempt
+    stored: Attempt
+    after: Attempt
+
+
+_UPDATE_JOB = (
+    update(jobs)
+    .where(jobs.c.job_id == bindparam("b_job_id"))
+    .values(attempt=bindparam("attempt"), status=bindparam("status"))
+)
+
+
+class Transaction:
+    """A connection inside a transaction, and the changes that the streams are told of after it."""
+
+    def __init__(self, connection: Connection, pipelines: Mapping[str, Pipeline]) -> None:
+        self.connection = connection
+        self.pipelines = pipelines
+        self.changes: Changes = {}
+        self._jobs: dict[str, Row[Any]] = {}
+        self._links: dict[str, int] = {}
+        self._defined: set[str] = set()
+        self._number = reads.newest_change(connection) + 1
+        self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+
+    def receive(self, reports: Sequence[Report]) -> list[Receipt]:
+        """Take callbacks in, in this order."""
+        current = self._current(reports)
+        kept: set[int] = set()
+        for wave in _waves(reports):
+            known = [(index, report) for index, report in wave if report.job_id in current]
+            placed = {report.job_id: self._place(current[report.job_id], report) for _, report in known}
+            stored = self._keep([report for _, report in known], placed)
+            moves = []
+            for index, report in known:
+                if report.job_id in stored:
+                    kept.add(index)
+                    target = placed[report.job_id]
+                    after = receive(target, report, self.pipeline_of(target))
+                    moves.append(Move(current[report.job_id], target, after))
+            current |= {after.job_id: after for after in self.save(moves)}
+        return [Receipt(i not in kept, self._links.get(r.job_id, 0)) for i, r in enumerate(reports)]
+
+    def pipeline_of(self, attempt: Attempt) -> Pipeline:
+        """The steps with which an attempt was opened, or will be: the file's as it is now, if it is there."""
+        if attempt.change:
+            return reads.pipeline_of(self.connection, attempt.definition)
+        if pipeline := self.pipelines.get(attempt.pipeline):
+            return pipeline
+        known = reads.attempts_of(self.connection, attempt.job_id)
+        return reads.pipeline_of(self.connection, known[-1].definition if known else None)
+
+    def save(self, moves: Iterable[Move]) -> list[Attempt]:
+        """Write attempts; those that are their job's current ones now."""
+        new: list[dict[str, Any]] = []
+        changed: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+        shown, turned = [], []
+        for current, stored, after in moves:
+            after = self._completed(stored, after)
+            is_current = after.number >= current.number
+            unseen = {name: getattr(current, name) for name in UNSEEN}
+            if not stored.change or (is_current and after._replace(**unseen) != current):
+                after = after._replace(change=self._next(current))
+                if is_current:
+                    self.changes[after.job_id] = Change(after.change, self._jobs.get(after.job_id), after)
+            if is_current:
+                shown.append(after)
+                if (after.number, after.status) != (current.number, current.status):
+                    turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
+            if stored.change:
+                row = difference(current if after.number == current.number else stored, after)
+                changed[tuple(row)].append(row | {"b_job_id": after.job_id, "b_number": after.number})
+            else:
+                new.append(after._asdict())
+        if new:
+            self.connection.execute(self._insert(attempts), new)
+        for names, rows in changed.items():
+            if names:
+                self.connection.execute(_update_attempt(names), rows)
+        if turned:
+            self.connection.execute(_UPDATE_JOB, turned)
+        return shown
+
+    def _completed(self, stored: Attempt, after: Attempt) -> Attempt:
+        """With its steps, where it is opened, and with what is expected, where a step begins or it ends."""
+        if not stored.change:
+            pipeline = self.pipeline_of(after)
+            self._define(pipeline)
+            after = after._replace(definition=pipeline.hash)
+        elif (after.rank, after.end) == (stored.rank, stored.end):
+            return after
+        else:
+            pipeline = reads.pipeline_of(self.connection, after.definition)
+        if not after.end:
+            after = after._replace(usual=reads.usual(self.connection, after.pipeline))
+        return expect(after, pipeline)
+
+    def _define(self, pipeline: Pipeline) -> None:
+        if pipeline.hash not in self._defined:
+            self._defined.add(pipeline.hash)
+            reads.remember(pipeline)
+            row = {"hash": pipeline.hash, "content": pipeline.content}
+            self.connection.execute(self._insert(definitions).on_conflict_do_nothing(), row)
+
+    def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
+        """Insert jobs (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`); the ids of the new ones."""
+        left = select(departed).where(departed.c.job_id.in_([row["job_id"] for row in rows]))
+        self._links |= {row.job_id: row.link for row in self.connection.execute(left)}
+        fresh = [
+            {"attempt": 1, "status": "queued", "link": self._links.get(row["job_id"], 0), **row}
+            for row in rows
+        ]
+        statement = self._insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
+        return {row.job_id for row in self.connection.execute(statement, fresh)}
+
+    def current(self, job_id: str) -> Attempt | None:
+        """A job's current attempt, locked; None for an unknown job."""
+        return self._find([job_id]).get(job_id)
+
+    def touch(self, current: Attempt) -> None:
+        """Have the streams of a job look anew, though its attempt is as it was."""
+        number = self._next(current)
+        row = {"b_job_id": current.job_id, "b_number": current.number, "change": number}
+        self.connection.execute(_update_attempt(("change",)), [row])
+        self.changes[current.job_id] = Change(number)
+
+    def revoke(self, job_id: str) -> bool:
+        """Give a job another link; its old one, and the streams that came by it, end. False: no such job."""
+        current = self.current(job_id)
+        if current is None:
+            return False
+        self.connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(link=jobs.c.link + 1))
+        self.touch(current)
+        return True
+
+    def remove(self, job_ids: Sequence[str], deleted_at: float | None = None) -> None:
+        """Delete jobs with all that is known of them; after `deleted_at` callbacks do not bring them back."""
+        rows = self.connection.execute(select(jobs.c.job_id, jobs.c.link).where(jobs.c.job_id.in_(job_ids)))
+        left = [
+            {"job_id": row.job_id, "link": row.link, "change": self._number, "deleted_at": deleted_at}
+            for row in rows
+        ]
+        if not left:
+            return
+        for table in (notifications, callbacks, attempts, jobs):
+            self.connection.execute(delete(table).where(table.c.job_id.in_(job_ids)))
+        statement = self._insert(departed)
+        newer = {name: statement.excluded[name] for name in ("link", "change", "deleted_at")}
+        self.connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=newer), left)
+        self.changes |= {row["job_id"]: Change(self._number) for row in left}
+
+    def prune(self, until: float) -> int:
+        """Remove some jobs of which nothing was heard since `until`; how many."""
+        last = func.coalesce(attempts.c.ended_at, attempts.c.heard_at, attempts.c.opened_at)
+        found = reads.current_attempts().where(jobs.c.created_at < until, last < until).limit(PRUNED_AT_ONCE)
+        ids = [row.job_id for row in self.connection.execute(found)]
+        self.remove(ids)
+        return len(ids)
+
+    def claim_silent(self, now: float, quiet_after: float, bound: float) -> list[Attempt]:
+        """Attempts whose run GitHub should be asked of, by nobody else within `quiet_after` seconds.
+
+        They wait, are silent, were dispatched a minute ago without a callback, or have had no outcome of
+        their dispatch for `bound` seconds.
+        """
+        until, row = now - quiet_after, attempts.c
+        heard = row.heard_at > now - LONGEST_ASKED
+        due = and_(
+            row.end.is_(None),
+            or_(
+                heard & (row.waiting_for.is_not(None) | (row.heard_at < until)),
+                heard & row.last_callback_at.is_(None) & (row.taken_at < now - ASKED_AFTER),
+                row.heard_at.is_(None) & (row.asked_at < now - max(bound, quiet_after)),
+            ),
+            row.looked_at.is_(None) | (row.looked_at < until),
+        )
+        current = select(jobs.c.job_id).where(jobs.c.job_id == row.job_id, jobs.c.attempt == row.number)
+        found = select(row.job_id, row.number).where(due, current.exists()).limit(ASKED_AT_ONCE)
+        claim = update(attempts).where(tuple_(row.job_id, row.number).in_(found), due)
+        rows = self.connection.execute(claim.values(looked_at=now).returning(*STATE))
+        return [attempt_from(row) for row in rows]
+
+    def notify(self) -> None:
+        """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
+        if self.connection.dialect.name != "postgresql":
+            return
+        lines = [f"{job_id} {change.number}" for job_id, change in self.changes.items()]
+        for i in range(0, len(lines), NOTIFICATION_JOBS):
+            payload = "\n".join(lines[i : i + NOTIFICATION_JOBS])
+            self.connection.execute(select(func.pg_notify(CHANNEL, payload)))
+
+    def _next(self, current: Attempt) -> int:
+        """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
+        return max(self._number, current.change + 1)
+
+    def _current(self, reports: Sequence[Report]) -> dict[str, Attempt]:
+        """The current attempts of the reports' jobs, locked; unknown jobs are registered but deleted ones."""
+        first: dict[str, Report] = {}
+        for report in reports:
+            first.setdefault(report.job_id, report)
+        found = self._find(first)
+        missing = first.keys() - found.keys()
+        if missing:
+            missing -= self._deleted(missing)
+        if missing:
+            self.register([self._as_job(first[id]) for id in sorted(missing)])
+            found |= self._find(missing)  # registered by another process, meanwhile
+            for id in missing - found.keys():
+                found[id] = Attempt(id, 1, first[id].arrived_at, first[id].pipeline or BUILT_IN)
+        return found
+
+    def _as_job(self, report: Report) -> dict[str, Any]:
+        pipeline = report.pipeline or BUILT_IN
+        if pipeline not in self.pipelines:
+            raise UnknownPipeline(f"pipeline: {pipeline} is not one of {', '.join(sorted(self.pipelines))}")
+        return {"job_id": report.job_id, "pipeline": pipeline, "created_at": report.arrived_at}
+
+    def _deleted(self, job_ids: Iterable[str]) -> set[str]:
+        lately = departed.c.deleted_at > time() - DELETED_FOR
+        found = select(departed.c.job_id, departed.c.link).where(departed.c.job_id.in_(job_ids), lately)
+        links = {row.job_id: row.link for row in self.connection.execute(found)}
+        self._links |= links
+        return set(links)
+
+    def _find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
+        ids = list(job_ids)
+        if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
+            reads.known_jobs(self.connection, ids)
+        found = {row.job_id: row for row in self.connection.execute(reads.CURRENT, {"ids": ids})}
+        self._jobs |= found
+        self._links |= {job_id: row.link for job_id, row in found.items()}
+        return {job_id: attempt_from(row) for job_id, row in found.items()}
+
+    def _place(self, current: Attempt, report: Report) -> Attempt:
+        """`progress.place`, with the older attempts at hand where they matter."""
+        known = [current]
+        if report.run is not None and report.run != current.run and current.change:
+            known = reads.attempts_of(self.connection, report.job_id)
+        return place(known, report.run, report.sent_at, report.arrived_at)
+
+    def _keep(self, reports: Iterable[Report], placed: dict[str, Attempt]) -> set[str]:
+        """Add one callback for each job; the jobs whose callback was not a repeat."""
+        rows = [
+            {
+                "job_id": report.job_id,
+                "number": placed[report.job_id].number,
+                "milestone": report.milestone,
+                "arrived_at": report.arrived_at,
+                "sent_at": report.sent_at,
+                "body": report.body,
+            }
+            for report in reports
+            if not is_stale(placed[report.job_id], report)
+        ]
+        if not rows:
+            return set()
+        statement = self._insert(callbacks).on_conflict_do_nothing().returning(callbacks.c.job_id)
+        return {row.job_id for row in self.connection.execute(statement, rows)}
+
+
+@lru_cache(64)
+def _update_attempt(names: tuple[str, ...]) -> Update:
+    """Only what changed: SQLite would write every index anew."""
+    which = update(attempts).where(
+        attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
+    )
+    return which.values({name: bindparam(name) for name in names})
+
+
+def _waves(reports: Sequence[Report]) -> list[list[tuple[int, Report]]]:
+    """The reports with their places, parted so that no part has two of one job."""
+    waves: list[list[tuple[int, Report]]] = []
+    depth: Counter[str] = Counter()
+    for index, report in enumerate(reports):
+        if depth[report.job_id] == len(waves):
+            waves.append([])
+        waves[depth[report.job_id]].append((index, report))
+        depth[report.job_id] += 1
+    return waves
