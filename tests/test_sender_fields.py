@@ -40,7 +40,14 @@ def test_a_step_alone_is_in_progress(receiver: Receiver) -> None:
 
 @pytest.mark.parametrize(
     ("word", "status", "failed_step"),
-    [("success", "running", None), ("failure", "failed", "built"), ("cancelled", "failed", "cancelled")],
+    [
+        ("success", "running", None),
+        ("failure", "failed", "built"),
+        ("cancelled", "failed", "cancelled"),
+        ("failed", "failed", "built"),
+        ("canceled", "failed", "cancelled"),
+        ("ABORTED", "failed", "cancelled"),
+    ],
 )
 def test_the_jobs_status_ends_it_at_the_last_step(
     receiver: Receiver, job: dict[str, str], word: str, status: str, failed_step: str | None
@@ -102,9 +109,12 @@ def test_the_end_of_a_log_is_the_error(receiver: Receiver, tmp_path: Path) -> No
     assert len(body["error"]) <= 2000
 
 
-def test_an_error_file_that_is_missing_is_said(receiver: Receiver) -> None:
-    send(CALLBACK_URL=receiver.url, STATUS="failure", ERROR_FILE="/nowhere")
-    assert "could not be read" in receiver.bodies()[0]["error"]
+def test_an_error_file_without_an_error_keeps_no_end_back(receiver: Receiver) -> None:
+    for file in ("/nowhere", "/"):
+        send(CALLBACK_URL=receiver.url, STATUS="failure", ERROR_FILE=file)
+    missing, folder = receiver.bodies()
+    assert "error" not in missing
+    assert "could not be read" in folder["error"]
 
 
 @pytest.mark.parametrize(
@@ -142,9 +152,9 @@ def test_a_public_repository_hears_no_link(
     receiver: Receiver, job: dict[str, str], tmp_path: Path, event: dict[str, object]
 ) -> None:
     (tmp_path / "event.json").write_text(json.dumps(event))
-    assert send(**job, STEP="cloned", SUMMARY="yes") == "Reported cloned\n"
+    assert send(**job, STEP="cloned", SUMMARY="yes") == f"Reported cloned\n::add-mask::{LINK}\n"
     assert not (tmp_path / "summary").exists()
-    assert LINK in (tmp_path / "output").read_text(), "which nobody sees until a workflow shows it"
+    assert LINK in (tmp_path / "output").read_text(), "which the runner masks"
 
 
 @pytest.mark.parametrize("summary", ["no", "false"])

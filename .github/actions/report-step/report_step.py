@@ -9,8 +9,9 @@ It is one file without dependencies, for Python 3.8 and newer. Environment:
     CALLBACK_URL        http(s), and within CALLBACK_ORIGIN where that is set
     JOB_ID, STATUS, STEP, FAILED_STEP, ERROR, PIPELINE, SUBJECT, NOTE, SERVER_ID, SERVER_IP,
     TAILSCALE_IP, RESULT_URL, SERVER_LEFT
-                        the fields; an empty one is left out. STATUS also takes GitHub's words, and
-                        is in_progress where a STEP is given. A NOTE may come without a STATUS
+                        the fields; an empty one is left out. STATUS takes the words of GitHub,
+                        GitLab and Jenkins, too, and is in_progress where a STEP is given. A NOTE
+                        may come without a STATUS
     ERROR_FILE          a file whose end is the ERROR
     WORKFLOW_RUN_ID, RUN_ATTEMPT
                         which run reports; else GitHub's own variables say it, else GitLab's
@@ -65,7 +66,8 @@ LONGEST = {"step": 64, "failed_step": 64, "subject": 100, "note": 200, "server_i
 LONGEST_ADDRESS = 2000
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_PORT = 1080  # curl's default
-WORDS = {"in_progress": "provisioning", "success": "running", "failure": "failed", "cancelled": "failed"}
+CANCELLED = {"cancelled", "canceled", "aborted"}  # in GitHub's words, GitLab's and Jenkins'
+WORDS = {"in_progress": "provisioning", "success": "running", "unstable": "running", "failure": "failed"}
 FIELDS = ["step", "subject", "note", "server_id", "server_ip", "tailscale_ip"]
 NO = {"no", "false", "off", "0"}
 LINK = re.compile(r"https?://[\w.~:/?#@!$&'*+,;=%()\[\]-]+", re.ASCII)
@@ -153,6 +155,8 @@ def reason() -> str:
             with Path(setting("ERROR_FILE")).open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 8 * LONGEST_ERROR))
                 text = file.read().decode(errors="replace").strip()
+        except FileNotFoundError:
+            pass  # what would have written it has not begun
         except OSError as problem:
             text = text or f"The reason could not be read: {problem}"
     return INVISIBLE.sub("", text)[-LONGEST_ERROR:]
@@ -160,12 +164,12 @@ def reason() -> str:
 
 def described(last_step: str) -> dict[str, object]:
     """Return the fields that the environment gives, {} where there is nothing to report."""
-    given = setting("STATUS") or ("in_progress" if setting("STEP") else "")
-    status = WORDS.get(given, given)
+    given = setting("STATUS").lower() or ("in_progress" if setting("STEP") else "")
+    status = "failed" if given in CANCELLED else WORDS.get(given, given)
     fields: dict[str, object] = {name: setting(name.upper()) for name in FIELDS}
     if status == "failed":
         failed_step = setting("FAILED_STEP") or setting("STEP") or last_step
-        fields["failed_step"] = "cancelled" if given == "cancelled" else failed_step
+        fields["failed_step"] = "cancelled" if given in CANCELLED else failed_step
         fields["error"] = reason()
         fields["server_left"] = {"true": True, "false": False}.get(setting("SERVER_LEFT").lower())
     if status == "running" and len(setting("RESULT_URL")) <= LONGEST_ADDRESS:
@@ -344,6 +348,8 @@ def append(variable: str, line: str) -> None:
 
 def tell(link: str) -> None:
     """Hand on the link: always as an output, and once in the run, for those who may know it."""
+    if is_public():
+        print(f"::add-mask::{link}", flush=True)  # nor may a later step show it by mistake
     append("GITHUB_OUTPUT", f"progress-url={link}")
     wish = setting("SUMMARY") or ("yes" if setting("GITHUB_STEP_SUMMARY") else "no")
     if wish.lower() in NO or is_public() or remembered().get("link") == link:
