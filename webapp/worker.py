@@ -107,7 +107,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _finish(self) -> None:
         """Answer what has begun; streams and idle connections end at once, what takes too long is a 503."""
         gevent.sleep(0.01)  # so that requests which have arrived are begun
-        self.wsgi.extensions["milepost"].live.end()
+        self.wsgi.extensions["milepost"].hub.end()
         end = monotonic() + STOPS_WITHIN
         while self.connections and monotonic() < end:
             gevent.killall([c.greenlet for c in self.connections if c.is_idle], block=False)
