@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import socket
 import struct
 import subprocess
@@ -15,7 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-SENDER = Path(__file__).parents[1] / ".github/actions/report-step/report_step.py"
+from tests.milepost import ROOT
+
+SENDER = ROOT / ".github/actions/report-step/report_step.py"
 KEY = "a key that only the two ends know"
 LINK = "https://milepost.example/p/token-1"
 RECEIVED = json.dumps({"received": True, "duplicate": False, "progress_url": LINK}).encode()
@@ -109,3 +112,10 @@ def send(python: str | Path = sys.executable, **fields: str) -> str:
     assert (done.returncode, done.stderr) == (0, "")
     assert KEY not in done.stdout
     return done.stdout
+
+
+def snippet(beginning: str) -> str:
+    """The block of reporting.md that begins so."""
+    text = (ROOT / ".github/docs/reporting.md").read_text()
+    (found,) = re.findall(rf"```\w+\n({re.escape(beginning)}.*?)```", text, re.DOTALL)
+    return str(found)

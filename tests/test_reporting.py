@@ -1,26 +1,20 @@
 """The action, and every way of reporting that reporting.md shows, run as it stands there."""
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.act import Repository
-from tests.milepost import ROOT, wait_until
-from tests.receiver import KEY, LINK, Receiver, receiving
+from tests.milepost import CALLBACKS, ROOT, Server, wait_until
+from tests.milepost import KEY as MILEPOST_KEY
+from tests.receiver import KEY, LINK, Receiver, receiving, snippet
 
 DOCS = ROOT / ".github/docs"
-TEXT = (DOCS / "reporting.md").read_text()
 SITE = "https://site.example/"
-
-
-def snippet(beginning: str) -> str:
-    """The block of reporting.md that begins so."""
-    (found,) = re.findall(rf"```\w+\n({re.escape(beginning)}.*?)```", TEXT, re.DOTALL)
-    return str(found)
 
 
 @pytest.fixture
@@ -144,20 +138,30 @@ def test_a_runner_without_python_says_so(receiver: Receiver, repository: Reposit
     assert receiver.got.empty()
 
 
-def test_the_example_reports_every_step(receiver: Receiver, repository: Repository) -> None:
-    example = (DOCS / "examples/deploy-site.yml").read_text()
+@pytest.fixture
+def milepost(serve: Callable[..., Server], repository: Repository) -> Server:
+    """A Milepost that has the example's pipeline, and the repository of a site that knows its key."""
+    repository.secrets["GH_CALLBACK_SECRET"] = MILEPOST_KEY
     repository.write("site/index.html", '<a href="other.html">')
+    return serve(PIPELINES=str(DOCS / "examples"))
+
+
+def test_the_example_is_a_page_with_an_end_of_its_own(milepost: Server, repository: Repository) -> None:
+    example, url = (DOCS / "examples/deploy-site.yml").read_text(), milepost.url + CALLBACKS
+    assert not repository.start(example, callback_url=url, job_id="site").finish()
+    page = milepost.page("site")
+    assert (page["status"], page["failed_step"]) == ("failed", "built")
+    assert page["error"] == "other.html is linked, and is not there"
+    assert milepost.states("site") == ["completed", "completed", "error", "pending", "pending"]
+
     repository.write("site/other.html", "<p>")
-    assert repository.start(example, callback_url=receiver.url, job_id="docs-1").finish()
-    assert milestones(receiver) == ["building", "built", "uploading", "publishing", "running"]
-    assert end(receiver).items() >= {"job_id": "docs-1", "result_url": SITE}.items()
-    assert receiver.bodies()[0]["subject"] == "Documentation"
-
-
-def test_the_example_tells_why_it_failed(receiver: Receiver, repository: Repository) -> None:
-    example = (DOCS / "examples/deploy-site.yml").read_text()
-    repository.write("site/index.html", '<a href="gone.html">')
-    assert not repository.start(example, callback_url=receiver.url, job_id="docs-1").finish()
-    assert milestones(receiver) == ["building", "built", "failed"]
-    assert end(receiver)["failed_step"] == "built"
-    assert end(receiver)["error"] == "gone.html is linked, and is not there"
+    again = {"GITHUB_RUN_ATTEMPT": "2"}
+    run = repository.start(example, again, callback_url=url, job_id="site")
+    assert run.finish()
+    page = milepost.page("site")
+    assert (page["attempt"], page["status"]) == (2, "running")
+    assert (page["subject"], page["result_url"]) == ("Documentation", SITE)
+    assert [step["label"] for step in page["steps"]][2] == "Checking Links"
+    assert milepost.states("site") == ["completed"] * 5
+    assert run.log.read_text().count(f"Live progress: {milepost.link('site')}\n") == 1
+    assert "The documentation is live" in requests.get(milepost.link("site"), timeout=30).text

@@ -12,17 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.milepost import ROOT, sign, wait_until
-from tests.receiver import KEY, SENDER, Receiver, receiving
+from tests.milepost import sign, wait_until
+from tests.receiver import KEY, SENDER, Receiver, receiving, snippet
 
-TEXT = (ROOT / ".github/docs/reporting.md").read_text()
 BUILD = {"done": "echo built", "fails": "echo no space left; exit 1", "hangs": "exec sleep 600"}
-
-
-def snippet(beginning: str) -> str:
-    """The block of reporting.md that begins so."""
-    (found,) = re.findall(rf"```\w+\n({re.escape(beginning)}.*?)```", TEXT, re.DOTALL)
-    return str(found)
 
 
 @pytest.fixture
@@ -44,7 +37,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def plan(project: Path, script: str, outcome: str) -> None:
-    """Let a script be done, fail or hang; none of them may see the key."""
+    """Let a script be done, fail or hang."""
     file = project / f"{script}.sh"
     file.write_text(f"#!/bin/sh\n{BUILD[outcome]}\n")
     file.chmod(0o755)
