@@ -3,30 +3,49 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r
 CODE := webapp tests wsgi.py .github
+LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
+WORKERS ?= 4# two for each core: most tests wait
+PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: run test test-provisioning lint bench screenshots lock browser
+.PHONY: help run test check test-provisioning lint $(LINTS) bench screenshots lock browser
 .DELETE_ON_ERROR:
 
 run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
 	@exec $(BIN)/python -m webapp
 
-test: lint browser ## everything that CI checks, on SQLite and on PostgreSQL
-	$(BIN)/python -m pytest --database=sqlite
-	$(BIN)/python -m pytest --database=postgresql -m doors
+test: lint browser ## everything that CI checks: lint, both databases, the browser, the workflow
+	$(PYTEST) --database=both
+
+check: lint ## the work in between: lint, pure tests and servers on SQLite, no browser; a line for each failure
+	@$(PYTEST) --quiet --tb=no -m "not browser and not workflow"
 
 test-provisioning: .venv/development ## the playbook in a chroot: needs root and debootstrap
 	$(BIN)/python -m pytest tests/provisioning --chroot
 
-lint: .venv/development
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy webapp wsgi.py
-	$(BIN)/djlint --quiet --lint templates
-	$(BIN)/zizmor --quiet --offline --persona=auditor .github
-	$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
-	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint -q --offline --profile=production .github/provisioning
+lint: .venv/development ## style, types, templates, workflows, playbook: side by side
+	@$(MAKE) --no-print-directory --jobs=4 --output-sync=target $(LINTS)
+
+lint-python:
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/ruff format --quiet --check $(CODE)
+
+lint-types:
+	@$(BIN)/mypy --no-error-summary webapp wsgi.py
+
+lint-templates:
+	@$(BIN)/djlint --quiet --lint templates
+
+lint-workflows:
+	@$(BIN)/zizmor --quiet --offline --persona=auditor .github
+	@$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
+
+lint-provisioning:
+	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint -q --offline --profile=production .github/provisioning
+
+help: ## list these targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | expand -t 20
 
 bench: .venv/development ## measure; SCALE=0.1 for a small run
 	$(BIN)/python -m tests.bench --scale $(or $(SCALE),1)
@@ -39,8 +58,8 @@ lock: .venv/development ## take the newest versions that fit
 	$(BIN)/uv pip compile --upgrade --generate-hashes --universal --no-header -q pyproject.toml --group dev -o requirements-dev.txt
 	for group in provisioning configuration; do $(BIN)/uv pip compile --generate-hashes --universal --no-header -q --group $$group -c requirements-dev.txt -o .github/provisioning/requirements-$$group.txt; done
 
-browser: .venv/development
-	@$(BIN)/python -m tests.browser
+browser: .venv/development ## install the browser of the tests where root and apt are at hand
+	@$(BIN)/python -m tests.support.browser
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Milepost needs Python 3.11 or newer: make PYTHON=python3.12 …")'

@@ -1,90 +1,121 @@
 """What the tests share: a server on each database, and a browser to watch it with."""
 
+import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
+import hypothesis
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.browser import launch_options
-from tests.github import GitHub, github
-from tests.milepost import Cluster, Server, new_job_id, postgresql
+from tests.support import databases
+from tests.support.browser import launch_options
+from tests.support.databases import Databases
+from tests.support.github import GitHub, github
+from tests.support.operator import Operator, signed_in
+from tests.support.server import Serve, Server, new_job_id
+
+KINDS = {"sqlite": ["sqlite"], "postgresql": ["postgresql"], "both": ["sqlite", "postgresql"]}
+hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no fault
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.addoption("--database", choices=KINDS, default="sqlite", help="where the servers store")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "doors: needs a server, so it is run on each database")
+    config.addinivalue_line(
+        "markers", "one_database: no statement differs here, so --database=both runs it on SQLite alone"
+    )
+    config.addinivalue_line("markers", "browser: needs a browser (marked by its fixture)")
+    config.addinivalue_line("markers", "workflow: runs the workflow by act (marked by its fixture)")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        databases.open_run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        databases.close_run()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test that has a database, directly or by its server, is run on each kind."""
+    if "database" in metafunc.fixturenames:
+        kinds = KINDS[metafunc.config.getoption("--database")]
+        if any(metafunc.definition.iter_markers("one_database")):
+            kinds = kinds[:1]
+        metafunc.parametrize("database", kinds, indirect=True, scope="session")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "new_database" in getattr(item, "fixturenames", ()):
-            item.add_marker("doors")
+        used = getattr(item, "fixturenames", ())
+        for fixture, marker in (("browser", "browser"), ("runner", "workflow")):
+            if fixture in used:
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL of this run's own; not in pytest's folders, which each run of pytest closes to others."""
-    with TemporaryDirectory(prefix="milepost-") as folder, postgresql(Path(folder)) as cluster:
-        yield cluster
+def database(request: pytest.FixtureRequest) -> Databases:
+    """The kind of database that a test is run on."""
+    return Databases(request.param)
 
 
 @pytest.fixture(scope="session")
-def new_database(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], str]:
-    """Makes empty databases, of the kind that this run tests on."""
-    if request.config.getoption("--database") == "postgresql":
-        cluster: Cluster = request.getfixturevalue("cluster")
-        return cluster.new_database
-    return lambda: f"sqlite:///{tmp_path_factory.mktemp('database')}/milepost.db"
+def new_database(database: Databases) -> Callable[[], str]:
+    """Makes empty databases."""
+    return database.new
 
 
-Serve = Callable[..., Server]
+@pytest.fixture
+def own_database(database: Databases) -> Iterator[Databases]:
+    """Databases for one test, which may stop their cluster."""
+    with databases.apart(database.kind) as own:
+        yield own
 
 
-@pytest.fixture(scope="session")
-def _serve(new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    servers = []
+@contextmanager
+def serving(database: Databases, folders: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A way to start servers, all of which are stopped at the end."""
+    servers: list[Server] = []
 
     def serve(**settings: str) -> Server:
-        server = Server(
-            tmp_path_factory.mktemp("server"), settings.pop("DATABASE_URL", "") or new_database(), **settings
-        )
-        servers.append(server)
-        server.flask("db", "upgrade")
-        server.start()
-        return server
+        url = settings.pop("DATABASE_URL", "") or database.migrated()
+        servers.append(Server(folders.mktemp("server"), url, **settings))
+        servers[-1].start()
+        return servers[-1]
 
-    yield serve
+    try:
+        yield serve
+    finally:
+        with ThreadPoolExecutor(len(servers) or 1) as pool:
+            list(pool.map(Server.stop, servers))
     for server in servers:
-        server.stop()
         assert "Traceback" not in server.log.read_text(), server.log.read_text()[-4000:]
 
 
 @pytest.fixture(scope="session")
-def server(_serve: Serve) -> Server:
+def server(database: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The Milepost that most tests share; every job has an id of its own."""
-    return _serve()
+    with serving(database, tmp_path_factory) as serve:
+        yield serve()
+
+
+@pytest.fixture(scope="module")
+def _serve(database: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Starts a Milepost with other settings, for all tests of a module."""
+    with serving(database, tmp_path_factory) as serve:
+        yield serve
 
 
 @pytest.fixture
-def serve(_serve: Serve) -> Iterator[Serve]:
+def serve(database: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts a Milepost with other settings, for one test."""
-    started = []
-
-    def serve(**settings: str) -> Server:
-        started.append(_serve(**settings))
-        return started[-1]
-
-    yield serve
-    for server in started:
-        server.stop()
+    with serving(database, tmp_path_factory) as serve:
+        yield serve
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +123,24 @@ def at_github() -> Iterator[GitHub]:
     """GitHub's REST API, as a module's tests have it."""
     with github() as stand_in:
         yield stand_in
+
+
+@pytest.fixture(scope="module")
+def dispatcher(_serve: Serve, at_github: GitHub) -> Server:
+    """A Milepost of two processes that may start runs."""
+    return _serve(WEB_CONCURRENCY="2", **at_github.settings)
+
+
+@pytest.fixture(scope="module")
+def office(_serve: Serve, at_github: GitHub) -> Server:
+    """A Milepost that may start runs, and to which GitHub delivers."""
+    return _serve(GITHUB_WEBHOOK_SECRET="the webhook key of the tests", **at_github.settings)
+
+
+@pytest.fixture
+def operator(office: Server) -> Operator:
+    """A person who has signed in at the office."""
+    return signed_in(office)
 
 
 @pytest.fixture

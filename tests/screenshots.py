@@ -8,17 +8,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Page, sync_playwright
 from werkzeug.serving import make_server
 
-from tests.browser import launch_options
-from tests.gallery import STATES, create_app
+from tests.support.browser import launch_options
+from tests.support.gallery import STATES, create_app
 
 FOLDER = Path(".screenshots")
 PICTURE = Path(__file__).parent / "screenshots" / "page.png"
 SIZES = {"phone": (360, 740), "desktop": (1280, 800)}
-SCHEMES = ("light", "dark")
+SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 
 
 @contextmanager

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import Serve
-from tests.github import GitHub
-from tests.milepost import OPERATOR_TOKEN, Server, wait_until
+from tests.support.github import GitHub
+from tests.support.server import OPERATOR_TOKEN, Serve, Server, wait_until
 
 FIELDS = {
     "job_id",
@@ -25,16 +24,6 @@ FIELDS = {
     "run_url",
     "steps",
 }
-
-
-@pytest.fixture(scope="module")
-def dispatcher(_serve: Serve, at_github: GitHub) -> Server:
-    return _serve(**at_github.settings)
-
-
-def create(server: Server, job_id: str, **fields: object) -> requests.Response:
-    job = {"agent_id": f"agent-{job_id}", "job_id": job_id, "dispatch": False, **fields}
-    return server.api("/api/jobs", json=job)
 
 
 def ids(page: dict[str, Any]) -> list[str]:
@@ -65,7 +54,7 @@ def test_who_does_not_bear_the_token_learns_and_starts_nothing(
 
 
 def test_a_job_is_created_at_its_location(server: Server, job_id: str) -> None:
-    answer = create(server, job_id, region="eu")
+    answer = server.create(job_id, region="eu", dispatch=False)
     job = answer.json()
     assert answer.status_code == 201
     assert answer.headers["Location"] == f"{server.url}/api/jobs/{job_id}"
@@ -86,14 +75,14 @@ def test_a_job_without_an_id_is_given_one(server: Server, job_id: str) -> None:
 
 
 def test_the_same_job_id_again_is_the_same_job(dispatcher: Server, at_github: GitHub, job_id: str) -> None:
-    first = create(dispatcher, job_id, dispatch=True)
-    again = create(dispatcher, job_id, dispatch=True, region="elsewhere")
+    first = dispatcher.create(job_id, dispatch=True)
+    again = dispatcher.create(job_id, dispatch=True, region="elsewhere")
     assert (first.status_code, again.status_code) == (201, 200)
     assert again.json() == first.json()
     assert again.headers["Location"] == first.headers["Location"]
     assert at_github.dispatched(job_id) == 1
     dispatcher.report(job_id, "failed")
-    assert create(dispatcher, job_id, dispatch=True).json()["status"] == "failed"
+    assert dispatcher.create(job_id, dispatch=True).json()["status"] == "failed"
     assert at_github.dispatched(job_id) == 1
 
 
@@ -101,7 +90,7 @@ def test_another_unfinished_job_of_the_agent_is_in_the_way_until_it_ends_or_is_l
     serve: Serve, job_id: str
 ) -> None:
     server = serve(QUIET_AFTER="1", LOST_AFTER="2")
-    create(server, job_id)
+    server.create(job_id, dispatch=False)
     second = {"agent_id": f"agent-{job_id}", "job_id": f"{job_id}-2", "dispatch": False}
     third = second | {"job_id": f"{job_id}-3"}
     answer = server.api("/api/jobs", json=second)
@@ -159,7 +148,7 @@ def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
 
 def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str) -> None:
     for fields in ({"dispatch": True}, {"dispatch": None}):
-        answer = create(server, job_id, **fields)
+        answer = server.create(job_id, **fields)
         assert answer.status_code == 409
         assert "DISPATCH_TOKEN" in answer.json()["error"]
         assert "DISPATCH_REPOSITORY" in answer.json()["error"]
@@ -170,7 +159,7 @@ def test_a_job_that_github_refuses_is_kept_with_the_reason(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
     at_github.refuse(403, "Resource not accessible by personal access token")
-    answer = create(dispatcher, job_id, dispatch=True)
+    answer = dispatcher.create(job_id, dispatch=True)
     assert answer.status_code == 502
     assert answer.headers["Location"] == f"{dispatcher.url}/api/jobs/{job_id}"
     assert (answer.json()["status"], answer.json()["condition"]) == ("failed", "over")
@@ -209,7 +198,7 @@ def test_jobs_are_listed_newest_first_a_page_at_a_time(serve: Serve, job_id: str
     assert server.api("/api/jobs").json() == {"jobs": [], "before": None}
     made = [f"{job_id}-{n:02}" for n in range(51)]
     for id in made:
-        create(server, id)
+        server.create(id, dispatch=False)
     newest = made[::-1]
     first = server.api("/api/jobs").json()
     assert ids(first) == newest[:50]
@@ -223,7 +212,7 @@ def test_jobs_are_listed_newest_first_a_page_at_a_time(serve: Serve, job_id: str
         params = {"limit": "17", **({"before": mark} if mark else {})}
         page = server.api("/api/jobs", params=params).json()
         found += ids(page)
-        create(server, f"later-{len(found)}")  # moves no page
+        server.create(f"later-{len(found)}", dispatch=False)  # moves no page
         if not (mark := page["before"]):
             break
     assert found == newest
@@ -233,7 +222,7 @@ def test_jobs_are_listed_newest_first_a_page_at_a_time(serve: Serve, job_id: str
 def test_jobs_are_filtered_by_status_and_agent(serve: Serve, job_id: str) -> None:
     server = serve()
     for n, milestone in enumerate(("", "vm_created", "running", "failed")):
-        create(server, f"{job_id}-{n}", agent_id=f"agent-{n}")
+        server.create(f"{job_id}-{n}", agent_id=f"agent-{n}", dispatch=False)
         if milestone:
             server.report(f"{job_id}-{n}", milestone)
     for n, status in enumerate(("queued", "provisioning", "running", "failed")):

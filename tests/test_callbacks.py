@@ -17,8 +17,7 @@ import psycopg
 import pytest
 import requests
 
-from tests.conftest import Serve
-from tests.milepost import CALLBACKS, KEY, OPERATOR_TOKEN, ROOT, Server, new_job_id, sign
+from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, ROOT, Serve, Server, new_job_id, sign
 from webapp.signing import is_signed
 
 LIMIT = 65_536

@@ -5,38 +5,26 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import create_engine, text
 
-from tests.conftest import Serve
-from tests.github import REPOSITORY, GitHub, github
-from tests.milepost import Server, wait_until
-
-
-@pytest.fixture(scope="module")
-def dispatcher(_serve: Serve, at_github: GitHub) -> Server:
-    """A Milepost of two processes that may start runs."""
-    return _serve(WEB_CONCURRENCY="2", **at_github.settings)
-
-
-def start(server: Server, job_id: str, **fields: object) -> tuple[int, dict[str, object]]:
-    answer = server.api("/api/jobs", json={"agent_id": f"agent-{job_id}", "job_id": job_id, **fields})
-    return answer.status_code, answer.json()
+from tests.support.databases import age_dispatch
+from tests.support.github import REPOSITORY, GitHub, github
+from tests.support.server import Serve, Server, wait_until
 
 
 def test_a_start_asks_github_for_a_run_with_the_four_inputs(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
-    status, job = start(dispatcher, job_id, region="eu-central")
-    assert status == 201
+    answer = dispatcher.create(job_id, region="eu-central")
+    assert answer.status_code == 201
     assert at_github.inputs[-1] == {
         "job_id": job_id,
         "agent_id": f"agent-{job_id}",
         "region": "eu-central",
         "callback_url": f"{dispatcher.url}/api/webhooks/github",
     }
-    assert (job["status"], job["condition"]) == ("queued", "live")
-    assert str(at_github.runs[-1]["id"]) in str(job["run_url"])
-    assert REPOSITORY in str(job["run_url"])
+    assert (answer.json()["status"], answer.json()["condition"]) == ("queued", "live")
+    assert str(at_github.runs[-1]["id"]) in answer.json()["run_url"]
+    assert REPOSITORY in answer.json()["run_url"]
 
 
 def test_a_server_that_tells_no_details_is_asked_again_without(
@@ -44,10 +32,10 @@ def test_a_server_that_tells_no_details_is_asked_again_without(
 ) -> None:
     at_github.tells_details = False
     try:
-        status, job = start(dispatcher, job_id)
+        answer = dispatcher.create(job_id)
     finally:
         at_github.tells_details = True
-    assert (status, job["run_url"]) == (201, None)
+    assert (answer.status_code, answer.json()["run_url"]) == (201, None)
     assert at_github.dispatched(job_id) == 1
 
 
@@ -55,7 +43,7 @@ def test_the_same_job_at_the_same_time_is_dispatched_once(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: start(dispatcher, job_id)[0], range(8)))
+        answers = list(pool.map(lambda _: dispatcher.create(job_id).status_code, range(8)))
     assert sorted(answers) == [200] * 7 + [201]
     assert at_github.dispatched(job_id) == 1
 
@@ -65,7 +53,7 @@ def test_two_jobs_of_an_agent_at_the_same_time_are_one(
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
         jobs = [f"{job_id}-{n}" for n in range(8)]
-        answers = list(pool.map(lambda job: start(dispatcher, job, agent_id=job_id)[0], jobs))
+        answers = list(pool.map(lambda job: dispatcher.create(job, agent_id=job_id).status_code, jobs))
     assert sorted(answers) == [201] + [409] * 7
     assert sum(at_github.dispatched(job) for job in jobs) == 1
 
@@ -94,21 +82,21 @@ def test_a_refusal_names_the_cause_and_the_cure(
     cause: str,
 ) -> None:
     at_github.refuse(status, message, **headers)
-    answered, job = start(dispatcher, job_id)
-    assert answered == 502
-    assert (job["status"], job["condition"]) == ("failed", "over")
-    assert cause in str(job["error"])
+    answer = dispatcher.create(job_id)
+    assert answer.status_code == 502
+    assert (answer.json()["status"], answer.json()["condition"]) == ("failed", "over")
+    assert cause in answer.json()["error"]
     assert dispatcher.states(job_id) == ["error", "pending", "pending", "pending", "pending"]
-    assert start(dispatcher, job_id)[0] == 200
+    assert dispatcher.create(job_id).status_code == 200
     assert at_github.dispatched(job_id) == 0
 
 
 def test_a_github_that_is_away_is_told_and_the_job_kept(serve: Serve, job_id: str) -> None:
     settings = GitHub(url="http://127.0.0.1:9").settings
     server = serve(**settings)
-    status, job = start(server, job_id)
-    assert (status, job["status"]) == (502, "failed")
-    assert "DISPATCH_API_URL" in str(job["error"])
+    answer = server.create(job_id)
+    assert (answer.status_code, answer.json()["status"]) == (502, "failed")
+    assert "DISPATCH_API_URL" in answer.json()["error"]
 
 
 def test_a_hanging_github_is_given_up_and_its_late_run_is_not_started_twice(
@@ -116,12 +104,12 @@ def test_a_hanging_github_is_given_up_and_its_late_run_is_not_started_twice(
 ) -> None:
     at_github.hang = threading.Event()
     try:
-        status, job = start(dispatcher, job_id)
+        answer = dispatcher.create(job_id)
     finally:
         at_github.hang.set()
         at_github.hang = None
-    assert (status, job["status"]) == (502, "failed")
-    assert "did not answer" in str(job["error"])
+    assert (answer.status_code, answer.json()["status"]) == (502, "failed")
+    assert "did not answer" in answer.json()["error"]
     wait_until(lambda: at_github.dispatched(job_id))
     answer = dispatcher.api(f"/api/jobs/{job_id}/retry", method="POST")
     assert answer.status_code == 200
@@ -130,15 +118,15 @@ def test_a_hanging_github_is_given_up_and_its_late_run_is_not_started_twice(
 
 
 def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str) -> None:
-    status, said = start(server, job_id)
-    assert status == 409
-    assert "DISPATCH_TOKEN" in str(said["error"])
+    answer = server.create(job_id)
+    assert answer.status_code == 409
+    assert "DISPATCH_TOKEN" in answer.json()["error"]
     assert server.api(f"/api/jobs/{job_id}").status_code == 404
 
 
 def test_the_token_goes_nowhere_but_to_github(dispatcher: Server, at_github: GitHub, job_id: str) -> None:
     at_github.refuse(307, "", Location=f"{at_github.url}/elsewhere")
-    start(dispatcher, job_id)
+    dispatcher.create(job_id)
     assert not any("elsewhere" in path for _, path in at_github.asked)
     assert at_github.settings["DISPATCH_TOKEN"] not in dispatcher.log.read_text()
 
@@ -151,13 +139,13 @@ def test_a_dispatch_that_a_crash_interrupted_is_made_once_in_all(
         server = serve(**at_github.settings)
         interrupt(server, at_github, job_id, was_made)
         assert at_github.dispatched(job_id) == was_made
-        assert start(server, job_id)[0] == 200  # it may be under way yet
+        assert server.create(job_id).status_code == 200  # it may be under way yet
         assert at_github.dispatched(job_id) == was_made
-        age(server, job_id)
-        status, job = start(server, job_id)
-        assert (status, job["status"]) == (200, "queued")
+        age_dispatch(server, job_id)
+        answer = server.create(job_id)
+        assert (answer.status_code, answer.json()["status"]) == (200, "queued")
         assert at_github.dispatched(job_id) == 1
-        assert str(at_github.runs[-1]["id"]) in str(job["run_url"])
+        assert str(at_github.runs[-1]["id"]) in answer.json()["run_url"]
 
 
 @pytest.mark.parametrize("was_made", [True, False])
@@ -167,7 +155,7 @@ def test_what_became_of_an_interrupted_dispatch_is_found_out_by_itself(
     with github() as at_github:
         server = serve(QUIET_AFTER="1", **at_github.settings)
         interrupt(server, at_github, job_id, was_made)
-        age(server, job_id)
+        age_dispatch(server, job_id)
         if was_made:
             wait_until(lambda: server.job(job_id)["run_url"], within=30)
             assert server.job(job_id)["status"] == "queued"
@@ -182,7 +170,7 @@ def interrupt(server: Server, at_github: GitHub, job_id: str, was_made: bool) ->
     if not was_made:
         at_github.refuse(500)
     with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(start, server, job_id)
+        asking = pool.submit(server.create, job_id)
         wait_until(lambda: at_github.hanging)
         server.stop(signal.SIGKILL)
         assert asking.exception(30)
@@ -190,11 +178,3 @@ def interrupt(server: Server, at_github: GitHub, job_id: str, was_made: bool) ->
     at_github.hang = None
     wait_until(lambda: at_github.asked)
     server.start()
-
-
-def age(server: Server, job_id: str) -> None:
-    """As if the dispatch had been asked for a minute ago."""
-    url = server.database_url.replace("postgresql:", "postgresql+psycopg:")
-    with create_engine(url).begin() as connection:
-        earlier = text("UPDATE attempts SET asked_at = asked_at - 60 WHERE job_id = :job_id")
-        assert connection.execute(earlier, {"job_id": job_id}).rowcount == 1

@@ -8,8 +8,7 @@ from contextlib import ExitStack, closing
 import pytest
 import requests
 
-from tests.conftest import Serve
-from tests.milepost import CALLBACKS, Server, sign, wait_until
+from tests.support.server import CALLBACKS, Serve, Server, sign, wait_until
 
 
 def connect(server: Server, sent: bytes = b"") -> socket.socket:

@@ -17,9 +17,9 @@ import pytest
 import requests
 from playwright.sync_api import Browser, expect
 
-from tests.bench.client import Client, heartbeat, request, resident
-from tests.conftest import Serve
-from tests.milepost import Server, wait_until
+from tests.support.databases import Databases
+from tests.support.load import Client, heartbeat, request, resident
+from tests.support.server import Serve, Server, wait_until
 
 SILENT = 2000  # clients
 DEAF = 50  # clients
@@ -32,7 +32,7 @@ def provisioning(job_id: str, step: str | None = None) -> bytes:
 
 
 @contextmanager
-def unavailable_database(server: Server, request: pytest.FixtureRequest) -> Iterator[None]:
+def unavailable(server: Server, databases: Databases) -> Iterator[None]:
     """While nobody can write to the server's database."""
     if server.database_url.startswith("sqlite"):
         path = server.database_url.removeprefix("sqlite:///")
@@ -41,21 +41,20 @@ def unavailable_database(server: Server, request: pytest.FixtureRequest) -> Iter
             yield
             other.execute("COMMIT")
     else:
-        cluster = request.getfixturevalue("cluster")
-        cluster.stop()
+        databases.cluster.stop()
         yield
-        cluster.start()
+        databases.cluster.start()
 
 
 def test_without_its_database_it_answers_503_and_then_goes_on_by_itself(
-    serve: Serve, request: pytest.FixtureRequest, job_id: str
+    serve: Serve, own_database: Databases, job_id: str
 ) -> None:
-    server = serve()
+    server = serve(DATABASE_URL=own_database.migrated())
     server.report(job_id, "provisioning")
     link = server.link(job_id)
     with closing(server.events(job_id)) as events:
         assert 'data-step="creating" data-state="active"' in events.next()["data"]
-        with unavailable_database(server, request):
+        with unavailable(server, own_database):
             refused = server.post(provisioning(job_id, "vm_created"))
             assert (refused.status_code, set(refused.json())) == (503, {"error"})
             assert int(refused.headers["Retry-After"]) > 0
@@ -183,7 +182,7 @@ def test_a_client_that_stops_reading_costs_little_and_is_let_go_of_when_it_is_go
             load = reader.pace([heartbeat(job_id, time.time() + n) for n in range(CHANGES)], rate=10)
             assert (len(load.latencies), load.errors) == (CHANGES, 0)
             newest = int(server.page(job_id)["version"])
-            wait_until(lambda: reader.listen(0.05) or reader.arrivals[-1].version == newest)
+            wait_until(lambda: reader.listen(0.05)[-1].version == newest)
             assert len(reader.arrivals) > 5
             assert resident(server.workers()) - memory < MEMORY
         server.report(job_id, "vm_created")

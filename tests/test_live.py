@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.bench.client import Client, heartbeat, milestone, workers_of
-from tests.conftest import Serve
-from tests.milepost import CALLBACKS, Events, Server, new_job_id, sign, wait_until
+from tests.support.events import Events
+from tests.support.load import Client, heartbeat, milestone, workers_of
+from tests.support.server import CALLBACKS, Serve, Server, new_job_id, sign, wait_until
 from webapp.streams.hub import AT_REST_AFTER, SHORTEST_INTERVAL
 
 COMMENT_EVERY = 20  # seconds, says the contract
@@ -60,7 +60,7 @@ def watching(server: Server, job_ids: Iterable[str], times: int = 1) -> Iterator
 
 def all_show(client: Client, versions: dict[int, int]) -> None:
     """Wait until each of the client's streams has shown this version as its newest."""
-    wait_until(lambda: client.listen(0.05) or {a.stream: a.version for a in client.arrivals} == versions)
+    wait_until(lambda: {a.stream: a.version for a in client.listen(0.05)} == versions)
 
 
 def version(server: Server, job_id: str) -> int:
@@ -171,7 +171,7 @@ def test_a_stream_on_a_job_that_is_over_says_so_and_ends(server: Server, job_id:
 
 def test_a_stream_at_rest_says_that_it_is_still_there(resting: Resting) -> None:
     left = max(COMMENT_EVERY - (time.monotonic() - resting.since), 1)
-    resting.events.response.raw._fp.fp.raw._sock.settimeout(left)
+    resting.events.be_patient(left)
     assert next(iter(resting.events)).keys() == {""}  # a comment alone
     lines = list(takewhile(lambda line: line != b": still here\n", resting.over_http_1_0.makefile("rb")))
     body = lines[lines.index(b"\r\n") + 1 :]

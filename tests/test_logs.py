@@ -6,20 +6,13 @@ import secrets
 from functools import partial
 from typing import Any
 
-import pytest
 import requests
 
-from tests.conftest import Serve
-from tests.github import TOKEN, GitHub
-from tests.milepost import CALLBACKS, KEY, OPERATOR_TOKEN, Server, wait_until
-from tests.test_operate import Operator, signed_in
+from tests.support.github import TOKEN, GitHub
+from tests.support.operator import Operator, signed_in
+from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, Server, wait_until
 
 FORGED = '\r\n{"event": "forged"}\n\u2028\x1b[2K"'
-
-
-@pytest.fixture(scope="module")
-def office(_serve: Serve, at_github: GitHub) -> Server:
-    return _serve(GITHUB_WEBHOOK_SECRET="the webhook key of the tests", **at_github.settings)
 
 
 def lines(server: Server) -> list[dict[str, Any]]:

@@ -8,27 +8,14 @@ from typing import Literal
 import pytest
 import requests
 from axe_playwright_python.sync_playwright import Axe
-from flask import Flask
-from flask.sessions import SecureCookieSessionInterface
-from itsdangerous import TimestampSigner
 from playwright.sync_api import Browser, expect
 
-from tests.conftest import Serve
-from tests.github import GitHub
-from tests.milepost import OPERATOR_TOKEN, Events, Operator, Server, signed_in, wait_until
+from tests.support.events import Events
+from tests.support.github import GitHub
+from tests.support.operator import Operator, age_session, signed_in
+from tests.support.server import OPERATOR_TOKEN, Serve, Server, wait_until
 
 FORMS = ("/", "/sign-out", "/jobs/{}/retry", "/jobs/{}/revoke")
-
-
-@pytest.fixture(scope="module")
-def office(_serve: Serve, at_github: GitHub) -> Server:
-    """A Milepost of these tests' own, that may start runs."""
-    return _serve(**at_github.settings)
-
-
-@pytest.fixture
-def operator(office: Server) -> Operator:
-    return signed_in(office)
 
 
 def jobs_in(page: str) -> list[str]:
@@ -73,31 +60,15 @@ def test_a_session_ends_and_signing_in_again_returns_to_the_page_that_was_asked_
     operator: Operator, office: Server, job_id: str
 ) -> None:
     office.report(job_id, "provisioning")
-    age(operator, office, 12 * 3600 - 60)
+    age_session(operator, 12 * 3600 - 60)
     assert operator.ask(f"/jobs/{job_id}").status_code == 200
-    age(operator, office, 12 * 3600 + 60)
+    age_session(operator, 12 * 3600 + 60)
     page = f"/?q={job_id}&status="
     sent_to = operator.ask(page).headers["Location"]
     assert operator.sign_in(on=sent_to).headers["Location"] == page
-    age(operator, office, 12 * 3600 + 60)
+    age_session(operator, 12 * 3600 + 60)
     form = operator.post(f"{office.url}/jobs/{job_id}/retry", timeout=30, allow_redirects=False)
     assert operator.sign_in(on=form.headers["Location"]).headers["Location"] == f"/jobs/{job_id}"
-
-
-def age(operator: Operator, server: Server, seconds: int) -> None:
-    """Make the operator's session this old."""
-
-    class Earlier(TimestampSigner):
-        def get_timestamp(self) -> int:
-            return int(time()) - seconds
-
-    app = Flask("")
-    app.secret_key = server.environ["SECRET_KEY"]
-    serializer = SecureCookieSessionInterface().get_signing_serializer(app)
-    assert serializer
-    said = serializer.loads(str(operator.cookie.value))
-    serializer.signer = Earlier
-    operator.cookie.value = serializer.dumps(said)
 
 
 @pytest.mark.parametrize(

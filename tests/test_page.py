@@ -11,9 +11,8 @@ import pytest
 import requests
 from werkzeug.test import Client
 
-from tests.conftest import Serve
-from tests.gallery import STATES, create_app
-from tests.milepost import Server, new_job_id, wait_until
+from tests.support.gallery import STATES, create_app
+from tests.support.server import Serve, Server, new_job_id
 
 RUN = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 STEP_TAKES = 10  # seconds
@@ -92,7 +91,7 @@ def test_what_is_usual_is_learnt_from_five_finished_jobs_and_moves_the_bar_never
     assert "usually 10 s" in fragment(server, job_id)
     for condition in ("quiet", "lost"):
         positions.append(bar(server, job_id))
-        wait_until(lambda expected=condition: server.page(job_id)["condition"] == expected)
+        server.wait_for(job_id, condition=condition)
         positions.append(bar(server, job_id))
     server.report(job_id, "ansible_started")
     positions.append(bar(server, job_id))

@@ -9,10 +9,9 @@ import requests
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from tests.conftest import Serve
-from tests.gallery import STATES
-from tests.milepost import Server
 from tests.screenshots import SCHEMES, served, show
+from tests.support.gallery import STATES
+from tests.support.server import Serve, Server
 
 RUN = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 HEADLINES = (

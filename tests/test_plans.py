@@ -13,8 +13,8 @@ from flask import Flask
 from sqlalchemy import Connection, Engine, event
 from werkzeug.test import TestResponse
 
-from tests.bench import growth
-from tests.milepost import CALLBACKS, KEY, OPERATOR_TOKEN, new_job_id, sign, wait_until
+from tests.support import growth
+from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, new_job_id, sign, wait_until
 from webapp.app import create_app
 from webapp.github import runs
 from webapp.storage.tables import db
@@ -194,8 +194,12 @@ def githubs_delivery(milepost: Milepost) -> None:
 
 @hot
 def search_for_the_silent(milepost: Milepost) -> None:
+    def has_asked() -> bool:
+        gevent.sleep(0.01)
+        return any("witnessed_at" in asked for asked in milepost.asked)
+
     asking = gevent.spawn(runs.ask_for_ever, milepost.app.extensions["milepost"])
-    wait_until(lambda: gevent.sleep(0.01) or any("witnessed_at" in asked for asked in milepost.asked))
+    wait_until(has_asked)
     asking.kill()
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Serve
-from tests.milepost import Server, wait_until
+from tests.support.server import Serve, Server, wait_until
 
 WORDS = {"p": "pending", "a": "active", "c": "completed", "e": "error", "x": "cancelled"}
 LETTERS = {state: letter for letter, state in WORDS.items()}

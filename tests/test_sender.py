@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.milepost import wait_until
 from tests.receiver import KEY, SENDER, Receiver, answer, environment, receiving, reset, send
+from tests.support.server import wait_until
 
 
 @pytest.fixture

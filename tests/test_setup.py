@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.milepost import OPERATOR_TOKEN, ROOT, Server, free_port, wait_until
+from tests.support.server import OPERATOR_TOKEN, ROOT, Server, free_port, wait_until
 
 GUNICORN = ("gunicorn", "-c", "python:webapp.serving", "wsgi:app")
 SHORT = "fifteen letters"

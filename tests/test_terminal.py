@@ -5,7 +5,7 @@ import re
 import pytest
 import requests
 
-from tests.milepost import Server
+from tests.support.server import Server
 
 
 def rehearse(server: Server, *options: str) -> str:

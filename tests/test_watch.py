@@ -4,7 +4,7 @@ import re
 
 import requests
 
-from tests.milepost import Server
+from tests.support.server import Server
 
 
 def token_of(link: str) -> str:

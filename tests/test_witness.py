@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import Serve
-from tests.github import REPOSITORY, GitHub, a_run, github, workflow_job, workflow_run
-from tests.milepost import CALLBACKS, KEY, Server, sign, wait_until
-from tests.test_operate import signed_in
+from tests.support.github import REPOSITORY, GitHub, a_run, github, workflow_job, workflow_run
+from tests.support.operator import signed_in
+from tests.support.server import CALLBACKS, KEY, Serve, Server, sign, wait_until
 
 WEBHOOK_KEY = "the webhook key of the tests"
 QUIET = "1"

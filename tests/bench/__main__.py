@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench.client import open_files
 from tests.bench.measures import MEASURES, Bench, Figure
+from tests.support.load import open_files
 
 HOLDS = {">=": float.__ge__, "<=": float.__le__, "<": float.__lt__, "=": float.__eq__}
 

@@ -14,8 +14,10 @@ import requests
 from playwright.sync_api import sync_playwright
 from sqlalchemy import create_engine, func, select
 
-from tests.bench import floors, growth
-from tests.bench.client import (
+from tests.bench import floors
+from tests.support import growth
+from tests.support.browser import launch_options
+from tests.support.load import (
     MILESTONES,
     Client,
     Load,
@@ -29,8 +31,9 @@ from tests.bench.client import (
     resident,
     workers_of,
 )
-from tests.browser import launch_options
-from tests.milepost import OPERATOR_TOKEN, Server, postgresql, signed_in
+from tests.support.operator import signed_in
+from tests.support.postgresql import postgresql
+from tests.support.server import OPERATOR_TOKEN, Server
 from webapp.signing import ShareLinks
 from webapp.storage import tables
 from webapp.streams.hub import AT_REST_AFTER

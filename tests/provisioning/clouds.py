@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
-from tests.milepost import StandIn, listening
+from tests.support.stand_in import StandIn, listening
 
 HCLOUD_TOKEN = "the Hetzner token of the tests"
 OAUTH = {"client_id": "the OAuth client of the tests", "client_secret": "the OAuth secret of the tests"}

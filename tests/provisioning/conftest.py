@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.milepost import Server
 from tests.provisioning.clouds import Clouds, serving
 from tests.provisioning.relay import Relay, relaying
 from tests.provisioning.workflow import Runner
+from tests.support.server import Server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

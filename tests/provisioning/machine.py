@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.milepost import wait_until
+from tests.support.server import wait_until
 
 SUITE = "bookworm"
 IMAGE = ["openssh-server", "python3", "python3-apt", "sudo", "dbus", "systemd-sysv"]

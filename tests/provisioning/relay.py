@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import requests
 
-from tests.milepost import CALLBACKS, StandIn, listening
+from tests.support.server import CALLBACKS
+from tests.support.stand_in import StandIn, listening
 
 State = Literal["up", "down", "hanging", "failing"]
 

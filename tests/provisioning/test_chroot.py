@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.milepost import Server, wait_until
 from tests.provisioning.clouds import Clouds
 from tests.provisioning.machine import HERE, PRIVATE, PUBLIC, Machine, missing
 from tests.provisioning.registry import Registry, registry_on
 from tests.provisioning.relay import Relay
 from tests.provisioning.test_workflow import CONFIGURING_FAILED, DONE, SUCCESS, Scene
 from tests.provisioning.workflow import AGENT_SECRET, Runner
+from tests.support.server import Server, wait_until
 
 
 @pytest.fixture

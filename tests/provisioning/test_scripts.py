@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.milepost import ROOT
 from tests.provisioning.clouds import HCLOUD_TOKEN, OAUTH, Clouds
+from tests.support.server import ROOT
 
 HOSTILE = ['a"b', "a'b", "$(id)", "`id`", "a\nb", "a\r\nb=c", "{{ 7 * 7 }}", "{% raw %}", "a;b", "../a", "-a"]
 HOSTILE += ["a b", "é", "a\u2028b", "a" * 256, "!!python/x", "a: b"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.milepost import KEY, Server, free_port, wait_until
 from tests.provisioning.clouds import HCLOUD_TOKEN, OAUTH, Answer, Clouds, hetzner_error
 from tests.provisioning.relay import Relay, State
 from tests.provisioning.workflow import AGENT_SECRET, Run, Runner
+from tests.support.server import KEY, Server, free_port, wait_until
 
 SUCCESS = ["provisioning", "vm_created", "ansible_started", "ansible_complete", "running"]
 DONE = ["completed"] * 5

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.milepost import KEY, ROOT
 from tests.provisioning.clouds import HCLOUD_TOKEN, OAUTH, Clouds
+from tests.support.server import KEY, ROOT
 
 WORKFLOW = ".github/workflows/provision-agent.yml"
 BIN = Path(sys.executable).parent

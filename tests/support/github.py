@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tests.milepost import StandIn, listening
+from tests.support.stand_in import StandIn, listening
 
 TOKEN = "the dispatch token of the tests"
 REPOSITORY = "octo/agents"

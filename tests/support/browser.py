@@ -1,12 +1,13 @@
 """The browser of the tests: Debian's headless shell, or one that is here already.
 
-`python -m tests.browser` sees to it.
+`python -m tests.support.browser` sees to it.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 HINT = (
@@ -20,7 +21,7 @@ def find() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-def launch_options() -> dict[str, object]:
+def launch_options() -> dict[str, Any]:
     """For Playwright's `chromium.launch`."""
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's does not work for root
     return {"executable_path": find(), "args": [*sandbox, "--disable-background-networking"]}

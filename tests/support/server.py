@@ -5,25 +5,21 @@ import hmac
 import itertools
 import json
 import os
-import re
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from html import unescape
-from http.cookiejar import Cookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import requests
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.events import Events
+
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "the callback key of the tests"
 OPERATOR_TOKEN = "the operator token of the tests"
 CALLBACKS = "/api/webhooks/github"
@@ -145,6 +141,14 @@ class Server:
         method = options.pop("method", "POST" if "json" in options or "data" in options else "GET")
         return requests.request(method, self.url + path, headers=headers, timeout=30, **options)
 
+    def create(self, job_id: str, **fields: object) -> requests.Response:
+        """Ask for a job of an agent of its own, and for its run unless `dispatch` says no."""
+        return self.api("/api/jobs", json={"agent_id": f"agent-{job_id}", "job_id": job_id, **fields})
+
+    def retry(self, job_id: str) -> requests.Response:
+        """Ask for a new attempt."""
+        return self.api(f"/api/jobs/{job_id}/retry", method="POST")
+
     def job(self, job_id: str) -> dict[str, Any]:
         """The job as the operator's API shows it."""
         answer = self.api(f"/api/jobs/{job_id}")
@@ -162,141 +166,23 @@ class Server:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
+    def wait_for(self, job_id: str, within: float = 20, **fields: object) -> dict[str, Any]:
+        """The job as the watcher's JSON shows it, once these fields are so."""
+
+        def look() -> dict[str, Any] | None:
+            page = self.page(job_id)
+            return page if page | fields == page else None
+
+        return dict(wait_until(look, within))
+
     def states(self, job_id: str) -> list[str]:
         """The states of the five steps, in order."""
         return [step["state"] for step in self.page(job_id)["steps"]]
 
-    def events(self, job_id: str, timeout: float = 30) -> "Events":
+    def events(self, job_id: str, timeout: float = 30) -> Events:
         """The job's stream, open."""
         return Events(f"{self.link(job_id)}/events", timeout)
 
 
-class Events:
-    """A stream, read event by event."""
-
-    def __init__(self, url: str, timeout: float = 30, headers: dict[str, str] | None = None) -> None:
-        self.response = requests.get(url, stream=True, timeout=timeout, headers=headers)
-        assert self.response.status_code == 200, self.response.text
-        self._lines = self.response.iter_lines(chunk_size=1, decode_unicode=True)
-
-    def __iter__(self) -> Iterator[dict[str, str]]:
-        event: dict[str, str] = {}
-        for line in self._lines:
-            if not line:
-                if event:
-                    yield event
-                event = {}
-                continue
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            event[name] = f"{event[name]}\n{value}" if name in event else value
-
-    def next(self) -> dict[str, str]:
-        """The next event that is not a comment alone."""
-        return next(event for event in self if event.keys() != {""})
-
-    def close(self) -> None:
-        self.response.close()
-
-
-class Operator(requests.Session):
-    """A person's browser as far as HTTP goes: it keeps cookies, and sends forms as they are shown."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__()
-        self.server = server
-
-    def ask(self, path: str = "/") -> requests.Response:
-        return self.get(self.server.url + path, timeout=30, allow_redirects=False)
-
-    def see(self, path: str = "/") -> str:
-        """A page that has to be there."""
-        answer = self.ask(path)
-        assert answer.status_code == 200, answer.text
-        return answer.text
-
-    def submit(self, path: str, on: str = "/", **fields: str) -> requests.Response:
-        """Send a form of the page `on`, with the hidden fields that it has there."""
-        hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', self.see(on)))
-        form = {name: unescape(value) for name, value in hidden.items()} | fields
-        return self.post(self.server.url + path, data=form, timeout=30, allow_redirects=False)
-
-    def sign_in(self, token: str = OPERATOR_TOKEN, on: str = "/sign-in") -> requests.Response:
-        return self.submit("/sign-in", on, token=token)
-
-    @property
-    def cookie(self) -> Cookie:
-        return next(iter(self.cookies))
-
-
-def signed_in(server: Server) -> Operator:
-    operator = Operator(server)
-    answer = operator.sign_in(server.environ["OPERATOR_TOKEN"])
-    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
-    return operator
-
-
-class StandIn(BaseHTTPRequestHandler):
-    """Answers in the name of somebody else's service."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def listening(handler: type[StandIn], address: str = "127.0.0.1") -> Iterator[int]:
-    """A stand-in on a port of its own, for as long as this lasts."""
-    server = ThreadingHTTPServer((address, 0), handler)
-    thread = Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@contextmanager
-def postgresql(folder: Path) -> Iterator["Cluster"]:
-    """A temporary cluster of the installed server programs."""
-    cluster = Cluster(folder)
-    cluster.start()
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-
-
-class Cluster:
-    """PostgreSQL's own programs, run as its own user where we are root."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self._as = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        if self._as:
-            folder.chmod(0o755)
-            (folder / "data").mkdir()
-            subprocess.run(["chown", "postgres", folder / "data"], check=True)
-        options = ["-A", "trust", "-U", "milepost", "-E", "UTF8", "--no-sync"]
-        self._run("initdb", "-D", str(folder / "data"), *options)
-
-    def start(self) -> None:
-        settings = ("listen_addresses=127.0.0.1", "unix_socket_directories=''", "max_connections=200")
-        options = " ".join([f"-p {self.port}", *(f"-c {setting}" for setting in settings)])
-        log = str(self.folder / "data" / "log")
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-l", log, "-o", options, "start")
-
-    def stop(self, mode: str = "fast") -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", mode, "stop")
-
-    def new_database(self) -> str:
-        """The URL of an empty database."""
-        name = f"milepost_{secrets.token_hex(4)}"
-        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "milepost", name)
-        return f"postgresql://milepost@127.0.0.1:{self.port}/{name}"
-
-    def _run(self, program: str, *arguments: str) -> None:
-        homes = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-        path = next((str(home / program) for home in homes if (home / program).exists()), program)
-        subprocess.run([*self._as, path, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+Serve = Callable[..., Server]
+"""Starts a Milepost on a database of its own; the arguments are its settings."""

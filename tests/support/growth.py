@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, insert
 
-from tests.bench.client import MILESTONES
+from tests.support.load import MILESTONES
 from webapp.rules import progress
 from webapp.rules.progress import Attempt, Report
 from webapp.storage import database

@@ -1,6 +1,6 @@
 """The progress page in every state, for looking at; only development serves it.
 
-`.venv/bin/flask --app tests.gallery run`, then /gallery.
+`.venv/bin/flask --app tests.support.gallery run`, then /gallery.
 """
 
 import os

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.milepost import CALLBACKS, sign
+from tests.support.server import CALLBACKS, sign
 
 OPENED_AT_ONCE = 256
 MILESTONES = ("provisioning", "vm_created", "network_configured", "ansible_started", "ansible_complete")
@@ -190,11 +190,12 @@ class Client:
             self._send(self._take(1)[0], one, due, number)
         return self._finish(start)
 
-    def listen(self, seconds: float, until: int | None = None) -> None:
-        """Only read, for so long or until there are so many arrivals."""
+    def listen(self, seconds: float, until: int | None = None) -> Sequence[Arrival]:
+        """Only read, for so long or until there are so many arrivals; all arrivals."""
         end = time.monotonic() + seconds
         while (now := time.monotonic()) < end and (until is None or len(self.arrivals) < until):
             self._turn(end - now)
+        return self.arrivals
 
     def _connect(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)

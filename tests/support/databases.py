@@ -1,0 +1,114 @@
+"""The databases of one run of the tests: migrated once, then copied for each server.
+
+All processes of a run share one folder: the template of SQLite, and a PostgreSQL that the first
+test to need one starts.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+
+from tests.support.postgresql import FORGETFUL, Cluster
+from tests.support.server import Server
+
+FOLDER = "MILEPOST_TESTS_FOLDER"  # the environment variable that tells the other processes of a run
+
+
+def open_run() -> None:
+    """Make the folder of this run."""
+    os.environ[FOLDER] = str(_folder())
+
+
+def close_run() -> None:
+    """Stop what the run has started, and remove its folder."""
+    _remove(Path(os.environ.pop(FOLDER)))
+
+
+@contextmanager
+def apart(kind: str) -> Iterator["Databases"]:
+    """Databases for one test, which may stop their cluster."""
+    folder = _folder()
+    try:
+        yield Databases(kind, folder)
+    finally:
+        _remove(folder)
+
+
+class Databases:
+    """Databases of one kind, `sqlite` or `postgresql`."""
+
+    def __init__(self, kind: str, folder: Path | None = None) -> None:
+        self.kind = kind
+        self.folder = folder or Path(os.environ[FOLDER])
+        self.cluster = Cluster(self.folder / "postgresql")
+
+    def new(self) -> str:
+        """The URL of an empty database."""
+        return self._cluster().new_database() if self.kind == "postgresql" else self._new_file()
+
+    def migrated(self) -> str:
+        """The URL of a database with Milepost's newest schema."""
+        template = self._template()
+        if self.kind == "postgresql":
+            return self._cluster().new_database(template.rpartition("/")[2])
+        url = self._new_file()
+        shutil.copyfile(_path(template), _path(url))
+        return url
+
+    def _new_file(self) -> str:
+        return f"sqlite:///{tempfile.mkdtemp(dir=self.folder)}/milepost.db"
+
+    def _cluster(self) -> Cluster:
+        with self._alone("cluster"):
+            if not self.cluster.exists:
+                self.cluster.create(**FORGETFUL)
+        return self.cluster
+
+    def _template(self) -> str:
+        known = self.folder / f"template-{self.kind}"
+        with self._alone(f"migration-{self.kind}"):
+            if not known.exists():
+                url = self.new()
+                Server(self.folder, url).flask("db", "upgrade")
+                known.write_text(url)
+        return known.read_text()
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[None]:
+        """One process of the run at a time."""
+        with (self.folder / f"{what}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def age_dispatch(server: Server, job_id: str) -> None:
+    """As if the job's dispatch had been asked for a minute ago."""
+    engine = create_engine(server.database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        earlier = text("UPDATE attempts SET asked_at = asked_at - 60 WHERE job_id = :job_id")
+        assert connection.execute(earlier, {"job_id": job_id}).rowcount == 1
+    engine.dispose()
+
+
+def _path(url: str) -> str:
+    return url.removeprefix("sqlite:///")
+
+
+def _folder() -> Path:
+    """A new one, open to PostgreSQL's user, as pytest's are not."""
+    folder = Path(tempfile.mkdtemp(prefix="milepost-tests-"))
+    folder.chmod(0o755)
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    cluster = Cluster(folder / "postgresql")
+    if cluster.exists:
+        cluster.stop("immediate")
+    shutil.rmtree(folder)

@@ -1,0 +1,39 @@
+"""A stream of server-sent events, as a client reads it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import requests
+
+
+class Events:
+    """A stream, read event by event."""
+
+    def __init__(self, url: str, timeout: float = 30, headers: dict[str, str] | None = None) -> None:
+        self.response = requests.get(url, stream=True, timeout=timeout, headers=headers)
+        assert self.response.status_code == 200, self.response.text
+        self._lines = self.response.iter_lines(chunk_size=1, decode_unicode=True)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        event: dict[str, str] = {}
+        for line in self._lines:
+            if not line:
+                if event:
+                    yield event
+                event = {}
+                continue
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            event[name] = f"{event[name]}\n{value}" if name in event else value
+
+    def next(self) -> dict[str, str]:
+        """The next event that is not a comment alone."""
+        return next(event for event in self if event.keys() != {""})
+
+    def be_patient(self, seconds: float) -> None:
+        """Wait no longer than this for the next bytes."""
+        raw: Any = self.response.raw
+        raw._fp.fp.raw._sock.settimeout(seconds)
+
+    def close(self) -> None:
+        self.response.close()
