@@ -44,7 +44,7 @@ def test_at_sigterm_streams_and_idle_connections_end_at_once(serve: Serve, job_i
             events.next()
         start = time.monotonic()
         server.stop()
-        assert time.monotonic() - start < 1.2
+        assert time.monotonic() - start < 3
         for events in streams:
             assert list(events) == []  # the chunked answer is whole: no proxy logs an error
         for connection in idle:
