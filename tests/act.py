@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.milepost import ROOT
+from tests.support.server import ROOT
 
 BIN = Path(sys.executable).parent
 

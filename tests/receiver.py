@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.milepost import ROOT
+from tests.support.server import ROOT
 
 SENDER = ROOT / ".github/actions/report-step/report_step.py"
 KEY = "a key that only the two ends know"

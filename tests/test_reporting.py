@@ -9,8 +9,8 @@ import pytest
 import requests
 
 from tests.act import Repository
-from tests.milepost import CALLBACKS, ROOT, Server, wait_until
-from tests.milepost import KEY as MILEPOST_KEY
+from tests.support.server import CALLBACKS, ROOT, Server, wait_until
+from tests.support.server import KEY, MILEPOST_KEY, as
 from tests.receiver import KEY, LINK, Receiver, receiving, snippet
 
 DOCS = ROOT / ".github/docs"
