@@ -9,9 +9,9 @@ import pytest
 import requests
 
 from tests.act import Repository
-from tests.support.server import CALLBACKS, ROOT, Server, wait_until
-from tests.support.server import KEY, MILEPOST_KEY, as
 from tests.receiver import KEY, LINK, Receiver, receiving, snippet
+from tests.support.server import CALLBACKS, ROOT, Server, wait_until
+from tests.support.server import KEY as MILEPOST_KEY
 
 DOCS = ROOT / ".github/docs"
 SITE = "https://site.example/"
