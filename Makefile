@@ -30,7 +30,8 @@ lint-python:
 	@$(BIN)/ruff format --quiet --check $(CODE)
 
 lint-types:
-	@$(BIN)/mypy --no-error-summary webapp wsgi.py
+	@$(BIN)/mypy --no-error-summary webapp tests wsgi.py
+	@$(BIN)/mypy --no-error-summary .github
 
 lint-templates:
 	@$(BIN)/djlint --quiet --lint templates

@@ -37,7 +37,7 @@ class Repository:
         step = {"id": "x", "shell": "bash", "run": said or "true"}
         stub = {"name": "stub", "outputs": outputs, "runs": {"using": "composite", "steps": [step]}}
         self.write("../stub/action.yml", json.dumps(stub))
-        git = ["git", "-C", self.root, "-c", "user.name=x", "-c", "user.email=x"]
+        git: list[str | Path] = ["git", "-C", self.root, "-c", "user.name=x", "-c", "user.email=x"]
         for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *command], check=True)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import repeat
 from threading import Barrier
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_a_signature_that_is_malformed_or_wrong_is_a_401(
     server: Server, job_id: str, spoil: Callable[[str], str]
 ) -> None:
     body = callback(job_id)
-    answer = server.post(body, **{"X-Signature": spoil(sign(body)).encode("latin-1")})
+    answer = server.post(body, KEY, **{"X-Signature": spoil(sign(body)).encode("latin-1")})
     check_refusal(answer, 401)
     assert not is_known(server, job_id)
 
@@ -507,8 +508,10 @@ def test_an_error_is_kept_to_2000_characters(server: Server, job_id: str) -> Non
 
 @pytest.mark.parametrize(
     ("value", "kept"),
-    [("4711", "4711"), (4711, "4711"), (0, "0"), (-1, "-1"), (2**63 - 1, str(2**63 - 1))]
-    + [(value, None) for value in (True, False, 1.5, [], ["1"], {})],
+    [
+        *zip(("4711", 4711, 0, -1, 2**63 - 1), ("4711", "4711", "0", "-1", str(2**63 - 1)), strict=True),
+        *zip((True, 1.5, [], ["1"], {}), repeat(None)),
+    ],
 )
 def test_a_server_id_is_text_or_an_integer_or_dropped(
     server: Server, job_id: str, value: object, kept: str | None
@@ -519,10 +522,10 @@ def test_a_server_id_is_text_or_an_integer_or_dropped(
 
 @pytest.mark.parametrize(
     ("value", "kept"),
-    [("192.0.2.7", "192.0.2.7"), ("2001:DB8::7", "2001:db8::7")]
-    + [
-        (value, None)
-        for value in ("192.0.2", "192.0.2.7/24", "host", "fe80::1%eth0", " ", 3232235521, True, [])
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:DB8::7", "2001:db8::7"),
+        *zip(("192.0.2", "192.0.2.7/24", "host", "fe80::1%eth0", " ", 3232235521, True, []), repeat(None)),
     ],
 )
 def test_an_address_that_is_none_is_dropped(

@@ -5,6 +5,7 @@ import re
 import secrets
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import requests
 
@@ -80,11 +81,11 @@ def test_no_input_forges_a_line(office: Server, job_id: str) -> None:
     office.post(json.dumps({"job_id": FORGED, "status": FORGED}).encode())
     office.api("/api/jobs", json={"agent_id": FORGED})
     office.api("/api/jobs", params={"before": FORGED, "agent_id": FORGED})
-    office.api(f"/api/jobs/{requests.utils.quote(FORGED)}")
+    office.api(f"/api/jobs/{quote(FORGED)}")
     operator = signed_in(office)
     operator.sign_in(FORGED)
     operator.submit("/", agent_id=FORGED, region=FORGED)
-    operator.get(f"{office.url}/jobs/{requests.utils.quote(FORGED)}", timeout=30)
+    operator.get(f"{office.url}/jobs/{quote(FORGED)}", timeout=30)
     operator.get(office.url, params={"q": FORGED, "status": FORGED, "before": FORGED}, timeout=30)
     quoted = FORGED.encode("unicode_escape").decode()
     headers = {
@@ -94,7 +95,7 @@ def test_no_input_forges_a_line(office: Server, job_id: str) -> None:
         "X-GitHub-Event": quoted,
     }
     requests.post(office.url + CALLBACKS, data=FORGED.encode(), headers=headers, timeout=30)
-    last = requests.request("FORGE", f"{office.url}/{requests.utils.quote(FORGED)}", timeout=30)
+    last = requests.request("FORGE", f"{office.url}/{quote(FORGED)}", timeout=30)
     wait_until(lambda: about(office, "request", request=last.headers["X-Request-Id"]))
     assert about(office, "forged") == []
     assert all(line["time"] and line["level"] in ("info", "warning") for line in lines(office))

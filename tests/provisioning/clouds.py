@@ -110,7 +110,7 @@ class Clouds:
         return 201, {"server": server, "root_password": secrets.token_hex(8)} | started
 
     def action(self, command: str) -> Json:
-        action = {
+        action: Json = {
             "id": next(self.ids),
             "command": command,
             "status": "running",

@@ -83,7 +83,15 @@ class Machine:
         self.write("var/lib/cloud/seed/nocloud/meta-data", json.dumps({"instance-id": secrets.token_hex(4)}))
         self.write("whole", "#cloud-config\n" + json.dumps(user_data))
         own = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
-        command = ["ip", "netns", "exec", self.name, *own, "bash", Path(__file__).with_name("boot.sh")]
+        command: list[str | Path] = [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            *own,
+            "bash",
+            Path(__file__).with_name("boot.sh"),
+        ]
         self._process = subprocess.Popen([*command, self.root], stdin=subprocess.DEVNULL)
 
     def stop(self) -> None:

@@ -1,7 +1,6 @@
 """The workflow, from its inputs to the page: every ending, and a receiver that is not there."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(server: Server, relay: Relay, clouds: Clouds, runner: Runner, job_id: str) -> Iterator[Scene]:
+def scene(server: Server, relay: Relay, clouds: Clouds, runner: Runner, job_id: str) -> Scene:
     return Scene(server, relay, clouds, runner, job_id)
 
 
@@ -156,7 +155,7 @@ def test_ansible_failing_half_way_names_the_task_and_deletes_the_server(scene: S
     assert scene.relay.milestones() == [*SUCCESS[:3], "failed"]
     assert scene.failure()["failed_step"] == "configure"
     assert "“Install Docker, the firewall and automatic updates”: No package" in scene.failure()["error"]
-    assert scene.clouds.servers == scene.clouds.devices == {}
+    assert not scene.clouds.servers and not scene.clouds.devices
     assert scene.states() == CONFIGURING_FAILED
     scene.assert_a_rerun_succeeds()
 

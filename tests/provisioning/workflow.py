@@ -37,7 +37,15 @@ class Runner:
         stub.write_text(json.dumps({"name": "stub", "runs": {"using": "composite", "steps": [step]}}))
         self.used = re.findall(r"uses: ([\w-]+/[\w-]+@\w+)", (ROOT / WORKFLOW).read_text())
         self.played = self.folder / "played"
-        git = ["git", "-C", self.folder / "repository", "-c", "user.name=x", "-c", "user.email=x"]
+        git: list[str | Path] = [
+            "git",
+            "-C",
+            self.folder / "repository",
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x",
+        ]
         for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *command], check=True)
 

@@ -140,8 +140,9 @@ class Client:
         self._load = Load()
 
     def close(self) -> None:
-        for each in (*self._connections.values(), *self._streams.values()):
-            each.socket.close()
+        sockets = [one.socket for one in self._connections.values()]
+        for open in sockets + [one.socket for one in self._streams.values()]:
+            open.close()
         self._poll.close()
 
     def open_streams(self, paths: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_until(holds: Callable[[], Any], within: float = 20.0) -> Any:
+def wait_until(holds: Callable[..., Any], within: float = 20.0) -> Any:
     """The first true answer of `holds`, asked again and again; fails after `within` seconds."""
     until = time.monotonic() + within
     while time.monotonic() < until:
