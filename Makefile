@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r
 CODE := webapp tests wsgi.py .github
+EXAMPLES := .github/docs/examples/deploy-site.yml
 LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
 WORKERS ?= 4# two for each core: most tests wait
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
@@ -37,9 +38,9 @@ lint-templates:
 	@$(BIN)/djlint --quiet --lint templates
 
 lint-workflows:
-	@$(BIN)/zizmor --quiet --offline --persona=auditor .github
-	@$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck
-	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/zizmor --quiet --offline --persona=auditor .github $(EXAMPLES)
+	@$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck .github/workflows/*.yml $(EXAMPLES)
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml $(EXAMPLES)
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
 
 lint-provisioning:

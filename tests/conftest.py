@@ -53,7 +53,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         used = getattr(item, "fixturenames", ())
-        for fixture, marker in (("browser", "browser"), ("runner", "workflow")):
+        for fixture, marker in (("browser", "browser"), ("runner", "workflow"), ("repository", "workflow")):
             if fixture in used:
                 item.add_marker(marker)
 

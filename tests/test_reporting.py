@@ -1,16 +1,17 @@
 """The action, and every way of reporting that reporting.md shows, run as it stands there."""
 
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.act import Repository
-from tests.receiver import KEY, LINK, Receiver, receiving, snippet
-from tests.support.server import CALLBACKS, ROOT, Server, wait_until
+from tests.support.act import BIN, Repository
+from tests.support.receiver import KEY, LINK, Receiver, receiving, snippet
+from tests.support.server import CALLBACKS, ROOT, Serve, Server, wait_until
 from tests.support.server import KEY as MILEPOST_KEY
 
 DOCS = ROOT / ".github/docs"
@@ -139,13 +140,14 @@ def test_a_runner_without_python_says_so(receiver: Receiver, repository: Reposit
 
 
 @pytest.fixture
-def milepost(serve: Callable[..., Server], repository: Repository) -> Server:
+def milepost(serve: Serve, repository: Repository) -> Server:
     """A Milepost that has the example's pipeline, and the repository of a site that knows its key."""
     repository.secrets["GH_CALLBACK_SECRET"] = MILEPOST_KEY
     repository.write("site/index.html", '<a href="other.html">')
     return serve(PIPELINES=str(DOCS / "examples"))
 
 
+@pytest.mark.one_database
 def test_the_example_is_a_page_with_an_end_of_its_own(milepost: Server, repository: Repository) -> None:
     example, url = (DOCS / "examples/deploy-site.yml").read_text(), milepost.url + CALLBACKS
     assert not repository.start(example, callback_url=url, job_id="site").finish()
@@ -165,3 +167,10 @@ def test_the_example_is_a_page_with_an_end_of_its_own(milepost: Server, reposito
     assert milepost.states("site") == ["completed"] * 5
     assert run.log.read_text().count(f"Live progress: {milepost.link('site')}\n") == 1
     assert "The documentation is live" in requests.get(milepost.link("site"), timeout=30).text
+
+
+@pytest.mark.parametrize("beginning", ["name: Deploy\n", "name: Build everywhere\n"])
+def test_the_documented_workflows_are_what_github_takes(beginning: str) -> None:
+    checked = [BIN / "actionlint", f"-shellcheck={BIN / 'shellcheck'}", "-"]
+    done = subprocess.run(checked, input=snippet(beginning), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.receiver import KEY, SENDER, Receiver, receiving, snippet
+from tests.support.receiver import KEY, SENDER, Receiver, receiving, snippet
 from tests.support.server import sign, wait_until
 
 BUILD = {"done": "echo built", "fails": "echo no space left; exit 1", "hangs": "exec sleep 600"}

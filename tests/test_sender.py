@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.receiver import KEY, SENDER, Receiver, answer, environment, receiving, reset, send
+from tests.support.receiver import KEY, SENDER, Receiver, answer, environment, receiving, reset, send
 from tests.support.server import wait_until
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.receiver import LINK, SENDER, Receiver, answer, receiving, send
+from tests.support.receiver import LINK, SENDER, Receiver, answer, receiving, send
+from tests.support.server import CALLBACKS, Server
+from tests.support.server import KEY as MILEPOST_KEY
 
 
 @pytest.fixture
@@ -157,6 +159,12 @@ def test_a_public_repository_hears_no_link(
     assert LINK in (tmp_path / "output").read_text(), "which the runner masks"
 
 
+def test_a_public_project_elsewhere_hears_no_link(receiver: Receiver) -> None:
+    gitlab = {"CI_PROJECT_VISIBILITY": "public", "SUMMARY": "yes", "CALLBACK_URL": receiver.url}
+    assert send(**gitlab, STEP="cloned") == "Reported cloned\n"
+    assert LINK in send(**gitlab | {"CI_PROJECT_VISIBILITY": "internal"}, STEP="cloned")
+
+
 @pytest.mark.parametrize("summary", ["no", "false"])
 def test_the_link_is_kept_back_on_request(
     receiver: Receiver, job: dict[str, str], tmp_path: Path, summary: str
@@ -210,6 +218,17 @@ def test_an_upper_case_http_proxy_is_nobodys(receiver: Receiver) -> None:
     assert send(CALLBACK_URL=receiver.url, STEP="cloned", HTTP_PROXY="http://127.0.0.1:9").startswith("Rep")
 
 
+def test_no_folder_to_note_in_keeps_nothing_back(receiver: Receiver) -> None:
+    nowhere = dict.fromkeys(("RUNNER_TEMP", "GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"), "/nowhere/at/all")
+    log = send(CALLBACK_URL=receiver.url, STEP="cloned", SUMMARY="yes", **nowhere)
+    assert log == f"Reported cloned\nLive progress: {LINK}\n"
+
+
+def test_a_log_that_knows_ascii_alone_is_no_obstacle(receiver: Receiver) -> None:
+    send(CALLBACK_URL=receiver.url, STEP="é" * 99, PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="POSIX")
+    assert receiver.bodies()[0]["step"] == "é" * 63 + "…"
+
+
 def test_nothing_to_report_is_said(receiver: Receiver) -> None:
     assert "no STATUS, no STEP and no NOTE" in send(CALLBACK_URL=receiver.url)
     assert receiver.got.empty()
@@ -217,3 +236,14 @@ def test_nothing_to_report_is_said(receiver: Receiver) -> None:
 
 def test_it_is_python_3_8() -> None:
     ast.parse(SENDER.read_text(), feature_version=(3, 8))
+
+
+@pytest.mark.one_database
+def test_the_door_takes_whatever_the_sender_made_of_it(server: Server, job_id: str, tmp_path: Path) -> None:
+    hostile = "\udcff\x01\x1b[0m😀\u2028\u200f\n" * 5000
+    names = ["STEP", "FAILED_STEP", "ERROR", "SUBJECT", "NOTE", "SERVER_ID", "SERVER_IP", "TAILSCALE_IP"]
+    texts = dict.fromkeys([*names, "RESULT_URL", "SERVER_LEFT"], hostile)
+    door = {"CALLBACK_URL": server.url + CALLBACKS, "CALLBACK_SECRET": MILEPOST_KEY, "JOB_ID": job_id}
+    for status in ("", "in_progress", "failure", "cancelled", "success"):
+        assert send(**door, **texts, STATUS=status).startswith("Reported ")
+    assert len(server.page(job_id)["subject"]) <= 100

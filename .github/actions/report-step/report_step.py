@@ -48,6 +48,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from http.client import HTTPException
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -62,7 +63,8 @@ HEARTBEAT_SECONDS = 60.0
 LONGEST_JOB_SECONDS = 6 * 3600.0  # GitHub's limit for a job on its own runners
 LONGEST_ANSWER = 65_536  # bytes
 LONGEST_ERROR = 2000  # characters, like all that follow; what Milepost takes
-LONGEST = {"step": 64, "failed_step": 64, "subject": 100, "note": 200, "server_id": 255}
+LONGEST = {"step": 64, "failed_step": 64, "subject": 100, "note": 200}
+LONGEST.update({"server_id": 255, "server_ip": 64, "tailscale_ip": 64})
 LONGEST_ADDRESS = 2000
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PROXY_PORT = 1080  # curl's default
@@ -265,7 +267,7 @@ def attempt(url: SplitResult, body: bytes, key: bytes, limit: float) -> str:
     if isinstance(result, (RefusedError, ValueError)):  # InvalidURL is a ValueError, too
         raise RefusedError(str(result))
     if isinstance(result, Exception):
-        raise DeliveryError(f"{url.netloc}: {result or type(result).__name__}")
+        raise DeliveryError(f"{url.netloc}: {getattr(result, 'reason', result) or type(result).__name__}")
     status, said = result
     if status == 200:
         return link_in(url, said)
@@ -323,7 +325,8 @@ def remember(**notes: str) -> None:
     """Note something for later calls of this run."""
     file = own_file("json")
     if file:
-        file.write_text(json.dumps({**remembered(), **notes}))
+        with suppress(OSError):
+            file.write_text(json.dumps({**remembered(), **notes}))
 
 
 def is_public() -> bool:
@@ -342,29 +345,30 @@ def is_public() -> bool:
 def append(variable: str, line: str) -> None:
     """Add a line to a file that the runner reads after the step, where there is one."""
     if setting(variable):
-        with Path(setting(variable)).open("a", encoding="utf-8") as file:
+        with suppress(OSError), Path(setting(variable)).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
 def tell(link: str) -> None:
     """Hand on the link: always as an output, and once in the run, for those who may know it."""
-    if is_public():
-        print(f"::add-mask::{link}", flush=True)  # nor may a later step show it by mistake
+    github, public = setting("GITHUB_ACTIONS") == "true", is_public()
+    if github and public:
+        command("add-mask", link)  # nor may a later step show it by mistake
     append("GITHUB_OUTPUT", f"progress-url={link}")
     wish = setting("SUMMARY") or ("yes" if setting("GITHUB_STEP_SUMMARY") else "no")
-    if wish.lower() in NO or is_public() or remembered().get("link") == link:
+    if public or wish.lower() in NO or remembered().get("link") == link:
         return
     append("GITHUB_STEP_SUMMARY", f"Live progress: <{link}>")
-    if setting("GITHUB_ACTIONS") == "true":
+    if github:
         command("notice title=Milepost", f"Live progress: {link}")
     else:
-        print(f"Live progress: {link}")
+        say(f"Live progress: {link}")
     remember(link=link)
 
 
 def report(fields: dict[str, object]) -> None:
     """Send one callback, and say what became of it."""
-    status, step = fields.get("status", "heartbeat"), fields["step"]
+    status, step = fields.get("status", "note"), fields["step"]
     what = step if step and status == "provisioning" else status
     ends = status in ("running", "failed")
     try:
@@ -375,7 +379,7 @@ def report(fields: dict[str, object]) -> None:
     except DeliveryError as problem:
         warn(what, problem)
         return
-    print(f"Reported {what}", flush=True)
+    say(f"Reported {what}")
     if link:
         tell(link)
 
@@ -414,7 +418,7 @@ def heartbeat() -> None:
         beats += 1
         try:
             deliver(callback(type="heartbeat"), key, TRY_SECONDS)
-            print("Reported heartbeat", flush=True)
+            say("Reported heartbeat")
             heard = True
         except DeliveryError as problem:
             if heard:
@@ -444,8 +448,15 @@ def stop_heartbeat() -> None:
     """End the heartbeat, if there is one, and show its log."""
     file = own_file("log")
     if file and file.exists():
-        print(file.read_text(errors="replace"), end="", flush=True)
+        say(file.read_text(errors="replace").rstrip("\n"))
         file.unlink()
+
+
+def say(text: str) -> None:
+    """Print a line of the run's log, whatever encoding this system prefers."""
+    with suppress(OSError):
+        sys.stdout.buffer.write(f"{text}\n".encode(errors="replace"))
+        sys.stdout.buffer.flush()
 
 
 def command(name: str, text: str) -> None:
@@ -455,7 +466,7 @@ def command(name: str, text: str) -> None:
     """
     for character, escape in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
         text = text.replace(character, escape)
-    print(f"::{name}::{text}", flush=True)
+    say(f"::{name}::{text}")
 
 
 def warn(what: object, problem: Exception) -> None:

@@ -12,11 +12,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from tests.support.server import ROOT
+from tests.support.stand_in import StandIn, listening
 
 SENDER = ROOT / ".github/actions/report-step/report_step.py"
 KEY = "a key that only the two ends know"
@@ -63,7 +64,7 @@ def receiving() -> Iterator[Receiver]:
     """A receiver for as long as this lasts; the requests' targets are in `asked`."""
     state = Receiver([answer(200)])
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(StandIn):
         def do_POST(self) -> None:
             state.asked.append(self.path)
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -71,24 +72,16 @@ def receiving() -> Iterator[Receiver]:
             with contextlib.suppress(OSError):
                 (state.answers.pop(0) if state.answers[1:] else state.answers[0])(self)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
         def finish(self) -> None:
             with contextlib.suppress(OSError, ValueError):
                 super().finish()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/api/webhooks/github"
-    try:
-        yield state
-    finally:
-        state.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as port:
+        state.url = f"http://127.0.0.1:{port}/api/webhooks/github"
+        try:
+            yield state
+        finally:
+            state.over.set()
 
 
 def environment(**fields: str) -> dict[str, str]:
