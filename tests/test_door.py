@@ -1,14 +1,21 @@
 """The server's door: whatever a client does or leaves undone, everybody else is answered."""
 
+import itertools
 import json
+import os
+import shutil
+import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 import requests
 
-from tests.support.server import CALLBACKS, Serve, Server, sign, wait_until
+from tests.support.load import Client, request
+from tests.support.server import CALLBACKS, ROOT, Serve, Server, sign, wait_until
 
 
 def connect(server: Server, sent: bytes = b"") -> socket.socket:
@@ -70,6 +77,92 @@ def test_what_has_begun_at_sigterm_is_answered_within_three_seconds(serve: Serve
         assert to_the_end(never_ends) == b""
     server.start()
     assert server.job(job_id)["status"] == "provisioning"
+
+
+def test_after_an_update_a_hup_serves_the_new_code_and_loses_no_request(
+    new_database: Callable[[], str], tmp_path: Path, job_id: str
+) -> None:
+    for part in ("webapp", "templates", "static"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    shutil.copy(ROOT / "wsgi.py", tmp_path)
+    server = Server(tmp_path, new_database())
+    server.root = tmp_path
+    server.flask("db", "upgrade")
+    server.start()
+    (old,) = server.workers()
+    for name in ("routes/middleware.py", "worker.py", "logs.py", "config.py"):
+        with (tmp_path / "webapp" / name).open("a") as file:
+            file.write("\nprint(__name__, file=__import__('sys').stdout, flush=True)\n")
+    broken = tmp_path / "webapp" / "storage" / "tables.py"
+    right = broken.read_text()
+    broken.write_text("this is no Python")
+    os.kill(server.pid, signal.SIGHUP)
+    wait_until(lambda: "not reloaded" in server.log.read_text())
+    assert server.workers() == [old] and server.is_up()
+    broken.write_text(right)
+    os.kill(server.pid, signal.SIGHUP)
+    for _ in itertools.takewhile(lambda _: old in server.workers(), itertools.count()):
+        assert server.report(job_id, "heartbeat") is False  # each on a connection of its own
+    fresh = {"webapp.routes.middleware", "webapp.worker", "webapp.logs", "webapp.config"}
+    wait_until(lambda: fresh <= set(server.log.read_text().splitlines()))
+    server.stop()
+    assert "Traceback" not in server.log.read_text().partition("not reloaded")[2]
+
+
+# What a client says of itself
+
+
+def test_no_forwarder_header_is_believed(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    headers = {"SCRIPT_NAME": "/p", "PATH_INFO": "/healthz", "Script-Name": "/p", "X-Forwarded-Prefix": "/p"}
+    assert requests.get(server.link(job_id), headers=headers, timeout=30).status_code == 200
+    for said in ({"X-Forwarded-Proto": "https", "X-Forwarded-Protocol": "x"}, {"X-Forwarded-Ssl": "on"}):
+        answer = server.post(b"{}", **said)
+        assert answer.status_code == 400 and "job_id" in answer.json()["error"]
+
+
+# The log
+
+
+def dead_pipe() -> int:
+    """The end of a pipe that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize(
+    "stderr", [dead_pipe, lambda: os.open("/dev/full", os.O_WRONLY)], ids=["gone", "full"]
+)
+def test_a_log_that_is_gone_or_full_from_the_start_is_survived(
+    serve: Serve, job_id: str, stderr: Callable[[], int]
+) -> None:
+    server = serve()
+    server.stop()
+    log = stderr()
+    server.start(stderr=log)
+    os.close(log)
+    assert server.report(job_id, "provisioning") is False
+    server.stop()
+
+
+def test_a_log_reader_that_stalls_holds_up_nobody_and_learns_what_it_missed(serve: Serve) -> None:
+    server = serve()
+    server.stop()
+    reading, writing = os.pipe()
+    server.start(stderr=writing)
+    os.close(writing)
+    ask = request("/nothing")
+    with closing(Client(server.port)) as client:
+        load = client.storm([ask] * 3000, 30)
+    assert load.errors == 3000  # all of them a 404
+    written = b""
+    while b"log lines were dropped" not in written:
+        written += os.read(reading, 65_536)
+    os.close(reading)
+    lines = [json.loads(line) for line in written.splitlines()]
+    (dropped,) = (line["count"] for line in lines if line["event"] == "log lines were dropped")
+    assert len([line for line in lines if line["event"] == "request"]) + dropped == 3000
 
 
 # Bodies

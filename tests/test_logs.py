@@ -1,11 +1,13 @@
 """The log: one line for each request and for each event that matters, with nothing secret, by nobody else."""
 
+import itertools
 import json
 import re
 import secrets
+import socket
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 
@@ -17,9 +19,8 @@ FORGED = '\r\n{"event": "forged"}\n\u2028\x1b[2K"'
 
 
 def lines(server: Server) -> list[dict[str, Any]]:
-    """All lines, those of gunicorn itself aside."""
-    written = [line for line in server.log.read_text().split("\n") if line]
-    return [json.loads(line) for line in written if not re.match(r"\[\d{4}-[^\]]+\] \[\d+\] \[\w+\] ", line)]
+    """All lines, those of gunicorn itself among them: each is JSON."""
+    return [json.loads(line) for line in server.log.read_text().split("\n") if line]
 
 
 def about(server: Server, event: str, **fields: object) -> list[dict[str, Any]]:
@@ -39,6 +40,41 @@ def test_a_request_has_one_line_with_its_id(office: Server, job_id: str) -> None
     assert (line[0]["method"], line[0]["route"], line[0]["status"]) == ("GET", "/p/<token>", 200)
     assert line[0]["ms"] >= 0
     assert line[0]["address"] == "127.0.0.1"
+
+
+def test_healthz_leaves_no_line_while_it_is_well_and_gunicorn_writes_as_we_do(office: Server) -> None:
+    assert requests.get(f"{office.url}/healthz", timeout=30).ok
+    answer = requests.get(f"{office.url}/nothing", timeout=30)
+    wait_until(lambda: about(office, "request", request=answer.headers["X-Request-Id"]))
+    assert about(office, "request", route="/healthz") == []
+    assert any(line["event"].startswith("Listening at") for line in lines(office))
+
+
+def test_the_request_id_does_not_tell_how_many_requests_there_were(office: Server) -> None:
+    ids = [requests.get(f"{office.url}/healthz", timeout=30).headers["X-Request-Id"] for _ in range(3)]
+    steps = [int(after, 16) - int(before, 16) for before, after in itertools.pairwise(ids)]
+    assert all(abs(step) > 1000 for step in steps)
+
+
+def test_no_share_token_is_in_any_line_however_malformed_the_request(office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning")
+    path = urlsplit(office.link(job_id)).path
+    for request in (
+        f"GET {path} HTTP/9.9\r\n\r\n",
+        f"GET {path}\r\n\r\n",
+        f"G@T {path} HTTP/1.1\r\nHost: x\r\n\r\n",
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nBad Header: {path}\r\n\r\n",
+        f"GET {path}?{'x' * 9000} HTTP/1.1\r\nHost: x\r\n\r\n",
+        f"GET {path}/{path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: {path}\r\n\r\n",
+        f"GET {path}/../{path}/events HTTP/1.1\r\nHost: x\r\nReferer: {path}\r\nConnection: close\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", office.port), timeout=30) as connection:
+            connection.sendall(request.encode())
+            assert re.match(rb"HTTP/1.1 [45]\d\d ", connection.recv(100))
+    log = office.log.read_text()
+    assert "Invalid request" in log
+    for part in path.rpartition("/")[2].split("."):
+        assert part == job_id or part not in log
 
 
 def test_a_refused_callback_has_its_cause(office: Server, job_id: str) -> None:
@@ -98,7 +134,7 @@ def test_no_input_forges_a_line(office: Server, job_id: str) -> None:
     last = requests.request("FORGE", f"{office.url}/{quote(FORGED)}", timeout=30)
     wait_until(lambda: about(office, "request", request=last.headers["X-Request-Id"]))
     assert about(office, "forged") == []
-    assert all(line["time"] and line["level"] in ("info", "warning") for line in lines(office))
+    assert all(line["time"] and line["level"] in ("info", "warning", "error") for line in lines(office))
     assert office.log.read_text().isprintable() or not re.search(r"[^\x20-\x7e\n]", office.log.read_text())
 
 

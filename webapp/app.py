@@ -75,7 +75,7 @@ def create_app() -> Flask:
         views,
         hub,
     )
-    logs.set_up(app)
+    logs.set_up()
     middleware.set_up(app, settings)
     assets.set_up(app)
     app.url_map.converters["id"] = middleware.JobId

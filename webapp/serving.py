@@ -1,52 +1,119 @@
 """gunicorn's settings for Milepost: `gunicorn -c python:webapp.serving wsgi:app`.
 
 Streams are greenlets: one costs some 20 KiB, where a thread for each would end at hundreds.
+The master imports nothing of the app and of its libraries: a HUP after an update serves the new code.
 """
 
-from gevent import monkey
-
-monkey.patch_all()  # before anything that takes a lock or a socket is imported
-
 import gc
+import json
 import logging
+import os
 import resource
+import subprocess
 import sys
 from typing import Any
 
-import gevent
+import gevent.monkey
+from gunicorn.glogging import Logger
+from gunicorn.workers.ggevent import GeventWorker
 
-from webapp.github import runs
-from webapp.config import environment, load
+if sys.stderr is None:  # closed: the next file that is opened would get the log's lines
+    sys.stderr = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 2), "w")
 
-settings = load(environment())  # here, or the master would restart failing workers for ever
+ASK = """
+import json
+from webapp.config import BadSetting, environment, load
+try:
+    settings = load(environment())
+except BadSetting as error:
+    raise SystemExit(f"Error: {error}")
+print(json.dumps([settings.host, settings.port, settings.web_concurrency]))
+"""
 
-bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
-worker_class = "webapp.worker.Worker"
+
+def _ask() -> Any:
+    """The settings that the master needs; a bad one is said, and stops the start."""
+    asked = subprocess.run([sys.executable, "-c", ASK], stdout=subprocess.PIPE, check=False)
+    return json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else sys.exit(1)
+
+
+def _forget() -> None:
+    """Import our modules anew when they are needed next."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "webapp"]:
+        del sys.modules[name]
+
+
+class Lines(logging.Handler):
+    """gunicorn's own lines, in the form of all others."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it as `webapp.logs` does."""
+        from webapp import logs
+
+        logs.Handler().emit(record)
+
+
+class ServerLog(Logger):  # type: ignore[misc]
+    """gunicorn's logger, which writes as Milepost does."""
+
+    def _set_handler(self, log: logging.Logger, *_: object) -> None:
+        log.handlers = [Lines()]
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """What the master forks; in the new process it becomes `webapp.worker.Worker`, as it is by then."""
+
+    def init_process(self) -> None:
+        """Serve until SIGTERM."""
+        gevent.monkey.patch_all()  # before anything that takes a lock or a socket is imported
+        from webapp.worker import Worker
+
+        self.__class__ = Worker
+        self.init_process()
+
+
+host, port, workers = _ask()
+bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+worker_class = Worker
+logger_class = ServerLog
 backlog = 4096
 graceful_timeout = 2  # seconds, after which a worker that does not stop by itself is killed
 timeout = 60
 control_socket_disable = True
+forwarder_headers = ""  # nothing that a client says of itself is believed here: see TRUSTED_PROXIES
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
 
 _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a stream is an open file
 sys.setswitchinterval(0.0005)  # the writer's thread takes turns with the event loop
 
 
-def on_starting(server: Any) -> None:
-    """Of a malformed request the log names the address alone: its first line may hold a link's token."""
+def when_ready(server: Any) -> None:
+    """A HUP under which the new code or the new settings could not start leaves the old ones at work."""
+    reload = server.handle_hup
 
-    def hush(record: logging.LogRecord) -> bool:
-        if str(record.msg).startswith("Invalid request"):
-            record.msg = record.msg.partition(": ")[0]
-        return True
+    def handle_hup() -> None:
+        if subprocess.run([sys.executable, "-c", "import wsgi"], check=False).returncode:
+            server.log.error("not reloaded: the app does not start")
+        else:
+            _forget()
+            reload()
 
-    server.log.error_log.addFilter(hush)
+    server.handle_hup = handle_hup
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Our modules are imported anew in each process."""
+    _forget()
 
 
 def post_worker_init(worker: Any) -> None:
     """In each process: a collector that makes no pause, and who asks GitHub about the runs gone silent."""
+    from webapp.github import runs
+
     gc.freeze()  # a full collection among ten thousand streams would stop them all for most of a second
     gc.set_threshold(5000, 10, 1000)
-    if settings.can_dispatch:
-        ours = worker.wsgi.extensions["milepost"]
+    ours = worker.wsgi.extensions["milepost"]
+    if ours.settings.can_dispatch:
         gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)

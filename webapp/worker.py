@@ -5,6 +5,7 @@ only when the last idle connection and the last stream have timed out.
 """
 
 import socket
+import sys
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -20,12 +21,14 @@ from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, ServiceUnavailable
 
+from webapp import logs
 from webapp.config import CALLBACK_PATH, LARGEST_BODY, LARGEST_DELIVERY
 
 IDLE_FOR = 10.0  # seconds that a silent connection is kept
 ARRIVES_WITHIN = 25.0  # seconds for a whole request, head and body; the contract: within 30
 SENT_WITHIN = 60.0  # seconds in which a client must read something of what is sent to it
 STOPS_WITHIN, CUT_WITHIN = 1.4, 0.3  # seconds after SIGTERM: to finish; to say 503
+STILL_COMES_WITHIN = 0.25  # seconds in which a new connection may send its request even then
 # After an answer that did not wait for the whole body: a connection that is closed on unread bytes is
 # reset, and the client loses the answer.
 DRAINED, DRAINED_WITHIN = 2**20, 1.0  # bytes, seconds
@@ -71,47 +74,49 @@ class Refused:
 class Connection:
     """One client's connection, and the greenlet that serves it.
 
-    `is_idle` between two requests, `is_served` while the app answers one.
+    `idle_since` (monotonic seconds) before a request has begun, `is_served` while the app answers one.
     """
 
-    __slots__ = ("greenlet", "is_idle", "is_served")
+    __slots__ = ("greenlet", "idle_since", "is_served")
 
     def __init__(self) -> None:
         self.greenlet = getcurrent()
-        self.is_idle, self.is_served = True, False
+        self.idle_since: float | None = monotonic()
+        self.is_served = False
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves connections until SIGTERM, then finishes within two seconds."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.connections: dict[Connection, None] = {}
+    connections: dict[Connection, None]
 
     def run(self) -> None:
         """Accept connections until SIGTERM, then answer what has begun."""
+        sys.stderr, self.connections = logs.Stderr(), {}
         servers = []
         for listener in self.sockets:
-            server: Any = StreamServer(listener, partial(self.handle, listener))
+            server: Any = StreamServer(listener, partial(self.handle, listener.getsockname()))
             server.max_accept = 1 if self.cfg.workers > 1 else server.max_accept
             server.start()
             servers.append(server)
         while self.alive:
             self.notify()
+            logs.sink.flush()
             gevent.sleep(0.1)
-        for server in servers:
+        for server, listener in zip(servers, self.sockets, strict=True):
             server._do_read()  # connections that the kernel has accepted already
             server.close()
+            listener.close()
         self._finish()
 
     def _finish(self) -> None:
         """Answer what has begun; streams and idle connections end at once, what takes too long is a 503."""
-        gevent.sleep(0.01)  # so that requests which have arrived are begun
         self.wsgi.extensions["milepost"].hub.end()
         end = monotonic() + STOPS_WITHIN
-        while self.connections and monotonic() < end:
-            gevent.killall([c.greenlet for c in self.connections if c.is_idle], block=False)
+        while self.connections and (now := monotonic()) < end:
             gevent.sleep(0.02)
+            idle = [c.greenlet for c in self.connections if now - (c.idle_since or now) > STILL_COMES_WITHIN]
+            gevent.killall(idle, block=False)
         served = [connection.greenlet for connection in self.connections if connection.is_served]
         gevent.killall(served, ServiceUnavailable("the server restarts"), timeout=CUT_WITHIN)
 
@@ -122,14 +127,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
         parser = RequestParser(self.cfg, client, address)
         parser.unreader = reader = Reader(client)
         try:
-            while self.alive and reader.begin():
-                connection.is_idle = False
+            while reader.begin():
+                connection.idle_since = None
                 request = next(parser)
                 self._read_body(request, client)
                 client.settimeout(SENT_WITHIN)
                 connection.is_served = True
-                self.handle_request(listener.getsockname(), request, client, address)
-                connection.is_idle, connection.is_served = True, False
+                self.handle_request(listener, request, client, address)
+                connection.idle_since, connection.is_served = monotonic(), False
                 gevent.sleep(0)  # a client that pipelines never waits: everybody else has a turn
         except StopIteration:
             if parser.mesg and parser.mesg.must_close:

@@ -54,6 +54,7 @@ class Server:
     """One Milepost on a port and a database of its own; `settings` are its environment."""
 
     app = "wsgi:app"
+    root = ROOT
 
     def __init__(self, folder: Path, database_url: str, **settings: str) -> None:
         self.port = free_port()
@@ -80,11 +81,17 @@ class Server:
             command, cwd=ROOT, env=self.environ, check=check, capture_output=True, text=True
         )
 
-    def start(self) -> None:
+    def start(self, stderr: int | None = None) -> None:
+        """Start it, its log in a file or, where given, on that descriptor."""
         command = [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", self.app]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environ, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.root,
+                env=self.environ,
+                stdout=log,
+                stderr=log if stderr is None else stderr,
+                start_new_session=True,
             )
         wait_until(self.is_up, within=30)
 

@@ -1,18 +1,21 @@
 """What every answer has: headers that protect, errors without internals; and `/healthz`."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import EPIPE
 from functools import partial
+from time import perf_counter
 from typing import Any
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, g, has_request_context, jsonify, render_template, request
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
+from webapp import logs
 from webapp.config import Settings
 from webapp.rules.report import JOB_ID
 from webapp.storage.tables import db, jobs
@@ -47,9 +50,46 @@ def set_up(app: Flask, settings: Settings) -> None:
             headers.add("Cache-Control", "no-store")
         return response
 
+    logs.request_id = lambda: g.get("request_id", "") if has_request_context() else ""
+
+    @app.before_request
+    def begin() -> None:
+        g.began, g.request_id = perf_counter(), os.urandom(8).hex()  # a counter would tell how busy we are
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        response.headers.add("X-Request-Id", g.request_id)
+        if response.status_code != 200 or request.path != "/healthz":
+            logs.write(*_line(response))
+        return response
+
     app.register_error_handler(HTTPException, say)
     app.register_error_handler(SQLAlchemyError, unavailable)
     app.add_url_rule("/healthz", view_func=healthz)
+
+
+def note(**fields: object) -> None:
+    """Have the request's line say more; never a secret, never a link's token."""
+    g.setdefault("noted", {}).update(fields)
+
+
+def _line(response: Response) -> tuple[str, str, dict[str, object]]:
+    """The line of a request: a path can carry a token and a query a search, so it names the route alone."""
+    rule, status = request.url_rule, response.status_code
+    fields: dict[str, object] = {
+        "method": request.method,
+        "route": rule.rule if rule else None,
+        "status": status,
+        "ms": round((perf_counter() - g.began) * 1000, 1),
+        "address": request.remote_addr,
+    }
+    if job_id := g.get("job_id") or (request.view_args or {}).get("job_id"):
+        fields["job"] = job_id
+    if cause := g.get("cause"):
+        fields["cause"] = cause
+    is_refused = status >= 400 and request.path.startswith("/api/")
+    level = "error" if status >= 500 else "warning" if is_refused else "info"
+    return level, "request", fields | g.get("noted", {})
 
 
 def say(error: HTTPException) -> Response:
