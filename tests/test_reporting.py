@@ -171,6 +171,6 @@ def test_the_example_is_a_page_with_an_end_of_its_own(milepost: Server, reposito
 
 @pytest.mark.parametrize("beginning", ["name: Deploy\n", "name: Build everywhere\n"])
 def test_the_documented_workflows_are_what_github_takes(beginning: str) -> None:
-    checked = [BIN / "actionlint", f"-shellcheck={BIN / 'shellcheck'}", "-"]
-    done = subprocess.run(checked, input=snippet(beginning), capture_output=True, text=True, check=False)
+    command = [str(BIN / "actionlint"), f"-shellcheck={BIN / 'shellcheck'}", "-"]
+    done = subprocess.run(command, input=snippet(beginning), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

@@ -206,6 +206,18 @@ def test_a_proxy_gets_what_curl_would_give_it(receiver: Receiver) -> None:
     assert (log, receiver.asked) == ("Reported cloned\n", ["http://milepost.example/hook"])
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_https_goes_through_a_tunnel(receiver: Receiver, name: str) -> None:
+    proxy = {
+        name: receiver.url.removesuffix("/api/webhooks/github"),
+        "RETRY_SECONDS": "2",
+        "PAUSE_SECONDS": "2",
+    }
+    log = send(CALLBACK_URL="https://milepost.example/hook", STEP="cloned", **proxy)
+    assert receiver.asked == ["milepost.example:443"]
+    assert "403" in log
+
+
 @pytest.mark.parametrize("value", ["127.0.0.1", "x.example, 127.0.0.0/8", "*"])
 @pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
 def test_no_proxy_is_honoured(receiver: Receiver, name: str, value: str) -> None:

@@ -72,6 +72,10 @@ def receiving() -> Iterator[Receiver]:
             with contextlib.suppress(OSError):
                 (state.answers.pop(0) if state.answers[1:] else state.answers[0])(self)
 
+        def do_CONNECT(self) -> None:
+            state.asked.append(self.path)
+            self.send_error(403)
+
         def finish(self) -> None:
             with contextlib.suppress(OSError, ValueError):
                 super().finish()

@@ -498,3 +498,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # at once: an ordinary exit beside a thread that still waits for TLS was seen to crash
