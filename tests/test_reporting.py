@@ -152,7 +152,7 @@ def test_the_example_is_a_page_with_an_end_of_its_own(milepost: Server, reposito
     example, url = (DOCS / "examples/deploy-site.yml").read_text(), milepost.url + CALLBACKS
     assert not repository.start(example, callback_url=url, job_id="site").finish()
     page = milepost.page("site")
-    assert (page["status"], page["failed_step"]) == ("failed", "built")
+    assert (page["status"], page["failed_step"]) == ("failed", "checking")
     assert page["error"] == "other.html is linked, and is not there"
     assert milepost.states("site") == ["completed", "completed", "error", "pending", "pending"]
 
