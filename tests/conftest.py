@@ -14,7 +14,8 @@ from tests.support.browser import launch_options
 from tests.support.databases import Databases
 from tests.support.github import GitHub, github
 from tests.support.operator import Operator, signed_in
-from tests.support.server import Serve, Server, new_job_id
+from tests.support.preloaded import Preloaded
+from tests.support.server import ROOT, Serve, Server, new_job_id
 
 KINDS = {"sqlite": ["sqlite"], "postgresql": ["postgresql"], "both": ["sqlite", "postgresql"]}
 hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no fault
@@ -77,14 +78,22 @@ def own_database(database: Databases) -> Iterator[Databases]:
         yield own
 
 
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    """Starts servers in little time."""
+    preloaded = Preloaded(ROOT)
+    yield preloaded
+    preloaded.close()
+
+
 @contextmanager
-def serving(database: Databases, folders: pytest.TempPathFactory) -> Iterator[Serve]:
+def serving(database: Databases, preloaded: Preloaded, folders: pytest.TempPathFactory) -> Iterator[Serve]:
     """A way to start servers, all of which are stopped at the end."""
     servers: list[Server] = []
 
     def serve(**settings: str) -> Server:
         url = settings.pop("DATABASE_URL", "") or database.migrated()
-        servers.append(Server(folders.mktemp("server"), url, **settings))
+        servers.append(Server(folders.mktemp("server"), url, preloaded, **settings))
         servers[-1].start()
         return servers[-1]
 
@@ -98,23 +107,29 @@ def serving(database: Databases, folders: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(scope="session")
-def server(database: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    database: Databases, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """The Milepost that most tests share; every job has an id of its own."""
-    with serving(database, tmp_path_factory) as serve:
+    with serving(database, preloaded, tmp_path_factory) as serve:
         yield serve()
 
 
 @pytest.fixture(scope="module")
-def _serve(database: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def _serve(
+    database: Databases, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serve]:
     """Starts a Milepost with other settings, for all tests of a module."""
-    with serving(database, tmp_path_factory) as serve:
+    with serving(database, preloaded, tmp_path_factory) as serve:
         yield serve
 
 
 @pytest.fixture
-def serve(database: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+def serve(
+    database: Databases, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serve]:
     """Starts a Milepost with other settings, for one test."""
-    with serving(database, tmp_path_factory) as serve:
+    with serving(database, preloaded, tmp_path_factory) as serve:
         yield serve
 
 

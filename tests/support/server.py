@@ -18,6 +18,7 @@ from typing import Any
 import requests
 
 from tests.support.events import Events
+from tests.support.preloaded import Child, Preloaded
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "the callback key of the tests"
@@ -56,7 +57,10 @@ class Server:
     app = "wsgi:app"
     root = ROOT
 
-    def __init__(self, folder: Path, database_url: str, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, database_url: str, preloaded: Preloaded | None = None, **settings: str
+    ) -> None:
+        self._preloaded = preloaded
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = database_url
@@ -72,7 +76,7 @@ class Server:
             "PYTHONUNBUFFERED": "1",
             **settings,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Child | None = None
 
     def flask(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command of the terminal's door."""
@@ -83,16 +87,19 @@ class Server:
 
     def start(self, stderr: int | None = None) -> None:
         """Start it, its log in a file or, where given, on that descriptor."""
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", self.app]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.root,
-                env=self.environ,
-                stdout=log,
-                stderr=log if stderr is None else stderr,
-                start_new_session=True,
-            )
+        arguments = ["-c", "python:webapp.serving", self.app]
+        if self._preloaded and self.root == ROOT and stderr is None:
+            self._process = self._preloaded.start(arguments, self.environ, self.log)
+        else:
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "gunicorn", *arguments],
+                    cwd=self.root,
+                    env=self.environ,
+                    stdout=log,
+                    stderr=log if stderr is None else stderr,
+                    start_new_session=True,
+                )
         wait_until(self.is_up, within=30)
 
     def is_up(self) -> bool:
