@@ -264,9 +264,6 @@ def receive(attempt: Attempt, report: Report, pipeline: Pipeline) -> Attempt:
         if report.sent_at is not None:
             attempt = attempt._replace(heartbeat_sent_at=report.sent_at)
         return attempt if attempt.end else _heard(attempt, report)
-    attempt = attempt._replace(
-        subject=report.subject or attempt.subject, repository=report.repository or attempt.repository
-    )
     is_end = report.milestone in ENDS
     if not attempt.end:
         attempt = _heard(_timed(attempt, report, pipeline), report)
