@@ -253,6 +253,7 @@ def test_a_run_that_waits_is_not_silent(state: str, reason: str) -> None:
 def test_a_word_older_than_the_last_callback_or_word_is_no_wait() -> None:
     assert heard(after(report("provisioning", arrived_at=300.5)), word("queued", 299.0)).waiting_for is None
     assert heard(after(report("provisioning", arrived_at=300.5)), word("waiting", 300.0)).waiting_for
+    assert heard(after(report("provisioning", arrived_at=300.5)), word("queued", 300.0)).waiting_for is None
     assert heard(after("provisioning"), word("in_progress", 400.0), word("queued", 399.0)).waiting_for is None
     assert heard(after("provisioning"), word("in_progress", 400.0), word("waiting", 400.0)).waiting_for
 

@@ -302,11 +302,19 @@ def testify(attempt: Attempt, word: Word, pipeline: Pipeline) -> Attempt:
             note=None,
             waiting_for=None,
         )
-    waits = word.state in WAITS_FOR and word.at >= floor(attempt.last_callback_at or 0)
-    attempt = attempt._replace(waiting_for=WAITS_FOR[word.state] if waits else None)
+    attempt = attempt._replace(waiting_for=WAITS_FOR.get(word.state) if _is_news(attempt, word) else None)
     if word.state == "in_progress":
         return attempt._replace(last_signal_at=word.arrived_at, heard_at=word.arrived_at)
     return attempt
+
+
+def _is_news(attempt: Attempt, word: Word) -> bool:
+    """Whether a word is no older than the last callback; GitHub's times are whole seconds.
+
+    Within one second an approval follows a callback, but a run that has sent one waits for no runner.
+    """
+    since = attempt.last_callback_at or 0
+    return word.at >= (floor(since) if word.state in ("waiting", "pending") else since)
 
 
 def close(attempt: Attempt, now: float) -> Attempt:
