@@ -167,7 +167,6 @@ def operators_list(milepost: Milepost) -> None:
     milepost.get("/api/jobs?agent_id=agent-7")
     milepost.get("/api/jobs?agent_id=agent-7&status=running")
     milepost.get("/api/jobs?pipeline=provision-agent&since=2026-01-01")
-    milepost.get("/api/jobs/grown-7/callbacks")
 
 
 @hot
