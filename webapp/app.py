@@ -1,7 +1,6 @@
 """Where the parts meet: no routes, no queries."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 from flask import Flask
@@ -13,7 +12,7 @@ from webapp import cli, config, logs
 from webapp.page import timeline, words
 from webapp.page.view import Views
 from webapp.parts import Parts
-from webapp.routes import api, assets, callbacks, guard, middleware, operator, sign_in, watch
+from webapp.routes import api, assets, callbacks, middleware, operator, sign_in, watch
 from webapp.rules.pipeline import BadPipeline, load
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage import database
@@ -25,8 +24,6 @@ from webapp.streams.hub import Hub
 
 class App(Flask):
     """Flask, in which nothing is async, and whose log names no path."""
-
-    session_interface = guard.Sessions()
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """As it is: Flask would look into six functions at each request."""
@@ -45,11 +42,6 @@ def create_app() -> Flask:
     app.jinja_env.filters.update(words.FOR_TEMPLATES, **timeline.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback
     app.config.update(
-        SECRET_KEY=settings.secret_key,
-        PERMANENT_SESSION_LIFETIME=timedelta(hours=12),
-        SESSION_REFRESH_EACH_REQUEST=False,
-        SESSION_COOKIE_SAMESITE="Lax",
-        SESSION_COOKIE_SECURE=settings.public_url.startswith("https:"),
         SQLALCHEMY_DATABASE_URI=settings.database_url,
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
     )
@@ -69,7 +61,8 @@ def create_app() -> Flask:
     app.extensions["milepost"] = Parts(
         settings,
         pipelines,
-        ShareLinks(settings.secret_key),
+        ShareLinks(settings.secret_key, "progress"),
+        ShareLinks(settings.secret_key, "badge"),
         OperatorSignatures(settings.secret_key, settings.operator_token),
         Writer(engine, pipelines, hub.wake),
         views,

@@ -37,7 +37,7 @@ def link(job_id: str) -> None:
 @click.command("sign-in")
 @with_appcontext
 def sign_in() -> None:
-    """Print a fresh sign-in link, good for an hour."""
+    """Print a fresh sign-in link: it works once, within ten minutes."""
     click.echo(sign_in_url(parts()))
 
 

@@ -21,6 +21,7 @@ class Parts:
     settings: Settings
     pipelines: Mapping[str, Pipeline]
     links: ShareLinks
+    badges: ShareLinks
     signatures: OperatorSignatures
     writer: Writer
     views: Views
@@ -29,6 +30,10 @@ class Parts:
     def progress_url(self, job_id: str, link: int) -> str:
         """The address that a watcher is given."""
         return f"{self.settings.public_url}/p/{self.links.token(job_id, link)}"
+
+    def badge_url(self, job_id: str, link: int) -> str:
+        """The address of the badge: it opens nothing else, and ends with the link."""
+        return f"{self.settings.public_url}/p/{self.badges.token(job_id, link)}/badge.svg"
 
 
 def parts() -> Parts:

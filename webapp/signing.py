@@ -1,13 +1,14 @@
-"""Signatures of callbacks, share links and sign-in links, with itsdangerous; no Flask, no database."""
+"""Signatures of callbacks, of the links to pages and badges, and of sign-in links; no Flask, no database."""
 
 import hashlib
 import hmac
 import re
+import secrets
 from collections.abc import Iterable
 
 from itsdangerous import BadSignature, HMACAlgorithm, Signer, TimestampSigner
 
-SIGN_IN_LINK_LASTS = 3600  # seconds
+SIGN_IN_LINK_LASTS = 600  # seconds
 _HMAC_SHA256 = HMACAlgorithm(hashlib.sha256)
 _SIGNATURE = re.compile(r"(?:sha256=)?([0-9A-Fa-f]{64})")
 
@@ -25,11 +26,19 @@ def is_signed(body: bytes, signature: str, keys: Iterable[bytes]) -> bool:
     return any(_HMAC_SHA256.verify_signature(key, body, digest) for key in keys)
 
 
-class ShareLinks:
-    """Progress-page tokens: a signed job id, with the number of its link after a first one was revoked."""
+def hash_of(secret: str) -> str:
+    """What the database keeps of a random secret of ours."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
-    def __init__(self, secret: str) -> None:
-        self._signer = Signer(secret, salt="progress", digest_method=hashlib.sha256)
+
+class ShareLinks:
+    """The tokens of one kind of page: a signed job id, with its link's number once a link was revoked.
+
+    Of another `kind` a token opens nothing.
+    """
+
+    def __init__(self, secret: str, kind: str) -> None:
+        self._signer = Signer(secret, salt=kind, digest_method=hashlib.sha256)
 
     def token(self, job_id: str, link: int = 0) -> str:
         """The token of a job's `link`-th link; `~` cannot stand in a job id."""
@@ -48,7 +57,7 @@ class ShareLinks:
 
 
 class OperatorSignatures:
-    """What a session and a sign-in link carry in place of the operator token; both end when it changes."""
+    """What stands for the operator token in sessions and sign-in links; both end when it changes."""
 
     def __init__(self, secret: str, operator_token: str) -> None:
         self.fingerprint = hmac.new(secret.encode(), operator_token.encode(), hashlib.sha256).hexdigest()
@@ -58,8 +67,14 @@ class OperatorSignatures:
 
     def key(self) -> str:
         """The key of a fresh sign-in link."""
-        return self._signer.sign("operator").decode()
+        return self._signer.sign(secrets.token_urlsafe(16)).decode()
 
-    def is_key(self, key: str) -> bool:
-        """Whether this is the key of a link that has not expired."""
-        return self._signer.validate(key, max_age=SIGN_IN_LINK_LASTS)
+    def read_key(self, key: str) -> str | None:
+        """The random part of a link's key, by which it is known as used; None for a wrong or an old one.
+
+        Not the key itself: base64 can write one signature in several ways.
+        """
+        try:
+            return self._signer.unsign(key, max_age=SIGN_IN_LINK_LASTS).decode()
+        except BadSignature:
+            return None

@@ -1,16 +1,18 @@
 """A person who signs in and uses the forms."""
 
 import re
+from hashlib import sha256
 from html import unescape
 from http.cookiejar import Cookie
 from time import time
+from unittest.mock import patch
 
 import requests
-from flask import Flask
-from flask.sessions import SecureCookieSessionInterface
-from itsdangerous import TimestampSigner
+from sqlalchemy import create_engine, text
 
+from tests.support.events import Events
 from tests.support.server import OPERATOR_TOKEN, Server
+from webapp.signing import OperatorSignatures
 
 
 class Operator(requests.Session):
@@ -38,6 +40,11 @@ class Operator(requests.Session):
     def sign_in(self, token: str = OPERATOR_TOKEN, on: str = "/sign-in") -> requests.Response:
         return self.submit("/sign-in", on, token=token)
 
+    def listen(self, path: str = "/events") -> Events:
+        """A stream, open."""
+        headers = {"Cookie": f"{self.cookie.name}={self.cookie.value}"}
+        return Events(self.server.url + path, headers=headers)
+
     @property
     def cookie(self) -> Cookie:
         return next(iter(self.cookies))
@@ -52,15 +59,16 @@ def signed_in(server: Server) -> Operator:
 
 def age_session(operator: Operator, seconds: int) -> None:
     """Make the operator's session this old."""
+    change = text("UPDATE sessions SET opened_at = :at WHERE hash = :hash")
+    hash = sha256(str(operator.cookie.value).encode()).hexdigest()
+    engine = create_engine(operator.server.database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        assert connection.execute(change, {"at": time() - seconds, "hash": hash}).rowcount == 1
+    engine.dispose()
 
-    class Earlier(TimestampSigner):
-        def get_timestamp(self) -> int:
-            return int(time()) - seconds
 
-    app = Flask("")
-    app.secret_key = operator.server.environ["SECRET_KEY"]
-    serializer = SecureCookieSessionInterface().get_signing_serializer(app)
-    assert serializer
-    said = serializer.loads(str(operator.cookie.value))
-    serializer.signer = Earlier
-    operator.cookie.value = serializer.dumps(said)
+def old_link(server: Server, seconds: int) -> str:
+    """The path of a sign-in link that was printed so long ago."""
+    signatures = OperatorSignatures(server.environ["SECRET_KEY"], server.environ["OPERATOR_TOKEN"])
+    with patch.object(signatures._signer, "get_timestamp", lambda: int(time()) - seconds):
+        return f"/sign-in?key={signatures.key()}"

@@ -156,10 +156,9 @@ def _moment(text: str) -> float:
 def as_json(view: View) -> dict[str, Any]:
     """The watcher's JSON, and what is the operator's only."""
     attempt, ours = view.attempt, parts()
-    progress_url = ours.progress_url(view.job_id, view.link)
     return view.as_json() | {
-        "progress_url": progress_url,
-        "badge_url": f"{progress_url}/badge.svg",
+        "progress_url": ours.progress_url(view.job_id, view.link),
+        "badge_url": ours.badge_url(view.job_id, view.link),
         "server_id": attempt.server_id,
         "server_ip": attempt.server_ip,
         "tailscale_ip": attempt.tailscale_ip,

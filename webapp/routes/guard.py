@@ -1,38 +1,75 @@
-"""Who may pass: the operator's session and forms, the bearer token of the API."""
+"""Who may pass: the operator's session and forms, the bearer token of the API, and how often it is tried.
+
+The cookie carries a random secret; the database knows its hash. A request without a cookie, as those
+of workflows and watchers are, costs no signature and no query.
+"""
 
 import hmac
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from math import ceil
 from time import monotonic
+from typing import NoReturn
+from urllib.parse import urlsplit
 
-from flask import Flask, Request, abort, redirect, request, session, url_for
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask import abort, redirect, request, url_for
 from flask.typing import ResponseReturnValue
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug import Response
 from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import TooManyRequests
 
 from webapp.parts import parts
+from webapp.signing import hash_of
+from webapp.storage import sessions
+from webapp.storage.tables import db
 
 MOST_TRIES, MINUTE, MOST_ADDRESSES = 10, 60.0, 10_000
 
-
-class Sessions(SecureCookieSessionInterface):
-    """Flask's own; but a client without a cookie, as workflows and watchers, costs no signature."""
-
-    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        """The session of a request's cookie; an empty one without it."""
-        if self.get_cookie_name(app) not in request.cookies:
-            return self.session_class()
-        return super().open_session(app, request)
+_wrong: OrderedDict[str, deque[float]] = OrderedDict()  # the newest times, by address; of this process alone
 
 
-_refusals: OrderedDict[str, deque[float]] = OrderedDict()  # of late, by address; of this process alone
+def cookie() -> tuple[str, str, bool]:
+    """Name, path and whether it is for https alone: browsers take `__Host-` from no other host or path.
+
+    https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Set-Cookie#cookie_prefixes
+    """
+    url = urlsplit(parts().settings.public_url)
+    prefix = "" if url.scheme == "http" else "__Secure-" if url.path else "__Host-"
+    return f"{prefix}milepost", url.path or "/", url.scheme == "https"
+
+
+def secret() -> str:
+    """What the cookie carries, "" without one."""
+    return request.cookies.get(cookie()[0], "")
+
+
+def set_cookie(response: Response, secret: str, lasts: int | None = None) -> None:
+    """Give a client its secret, out of reach of scripts and of other sites' forms."""
+    name, path, secure = cookie()
+    response.set_cookie(name, secret, lasts, path=path, secure=secure, httponly=True, samesite="Lax")
+
+
+def csrf(of: str | None = None) -> str:
+    """What the forms of this client carry: only a page of ours, read with its cookie, shows it."""
+    return hash_of(f"csrf {secret() if of is None else of}")
+
+
+def is_own_form() -> bool:
+    """Whether a form carries the token of this very client."""
+    given = request.form.get("csrf", "")
+    return bool(secret()) and hmac.compare_digest(given.encode(), csrf().encode())
 
 
 def require_session() -> ResponseReturnValue | None:
     """Before a page: redirect to the sign-in; a form has to be one of this very session."""
-    if not hmac.compare_digest(session.get("operator", ""), parts().signatures.fingerprint):
-        asked = request.full_path.rstrip("?") if request.method == "GET" else _page_of_form()
-        sign_in = url_for("sign_in.form", next=None if asked == "/" else asked)
+    ours = secret()
+    fingerprint = parts().signatures.fingerprint
+    if not ours or not sessions.is_open(db.session.connection(), hash_of(ours), fingerprint):
+        is_get, home = request.method == "GET", url_for("operator.listing")
+        asked = request.script_root + request.full_path.rstrip("?") if is_get else _page_of_form()
+        sign_in = url_for("sign_in.form", next=None if asked == home else asked)
         if "HX-Request" in request.headers:  # a redirect would be followed unseen
             return "", 401, {"HX-Redirect": sign_in}
         return redirect(sign_in, 303)
@@ -42,32 +79,66 @@ def require_session() -> ResponseReturnValue | None:
 
 
 def _page_of_form() -> str:
-    return url_for("operator.job", **request.view_args) if request.view_args else "/"
+    job_id = (request.view_args or {}).get("job_id")
+    return url_for("operator.job", job_id=job_id) if job_id else url_for("operator.listing")
 
 
-def is_own_form() -> bool:
-    """Whether a form carries the token of this session."""
-    ours = session.get("csrf", "")
-    return bool(ours) and hmac.compare_digest(request.form.get("csrf", "").encode(), ours.encode())
+def lasting_session() -> Callable[[], bool]:
+    """Tells, later and outside of this request, whether its session goes on; for its streams."""
+    engine, hash, fingerprint = db.engine, hash_of(secret()), parts().signatures.fingerprint
+
+    def is_open() -> bool:
+        try:
+            with engine.connect() as connection:
+                return sessions.is_open(connection, hash, fingerprint)
+        except SQLAlchemyError:  # nothing can be shown now; once it can, this is asked again
+            return True
+
+    return is_open
 
 
 def require_token() -> None:
     """Before an API call: nothing is read before the token is seen to be right."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    right = parts().settings.operator_token.encode()
-    if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode("latin-1"), right):
-        abort(401, "the operator token is missing or wrong", www_authenticate=WWWAuthenticate("bearer"))
+    if scheme.lower() == "bearer" and is_token(token.strip().encode("latin-1")):
+        return
+    if token:
+        count_wrong()
+    abort(401, "the operator token is missing or wrong", www_authenticate=WWWAuthenticate("bearer"))
 
 
-def seconds_to_wait(address: str) -> int:
-    """How long an address has to wait before it may try a token again."""
-    times = _refusals.get(address, deque())
-    return max(0, ceil(times[0] + MINUTE - monotonic())) if len(times) == MOST_TRIES else 0
+def is_token(given: bytes) -> bool:
+    """Whether this is the operator token: looked at even where an address has to wait, see `count_wrong`."""
+    return hmac.compare_digest(given, parts().settings.operator_token.encode())
 
 
-def count_refusal(address: str) -> None:
-    """A wrong token came from this address."""
-    _refusals.setdefault(address, deque(maxlen=MOST_TRIES)).append(monotonic())
-    _refusals.move_to_end(address)
-    if len(_refusals) > MOST_ADDRESSES:
-        _refusals.popitem(last=False)
+def count_wrong() -> None:
+    """A wrong token was given; raises TooManyRequests after ten within a minute.
+
+    The right token always enters, because many may share a proxy's address: what protects it is its
+    length, and this only spares the log and shows a guesser that guessing is seen.
+    """
+    address, now = network_of(request.remote_addr or ""), monotonic()
+    times = _wrong.setdefault(address, deque(maxlen=MOST_TRIES))
+    _wrong.move_to_end(address)
+    if len(_wrong) > MOST_ADDRESSES:
+        _wrong.popitem(last=False)
+    if len(times) == MOST_TRIES and (wait := times[0] + MINUTE - now) > 0:
+        _refuse(ceil(wait))
+    times.append(now)
+
+
+def _refuse(wait: int) -> NoReturn:
+    raise TooManyRequests(f"too many wrong tokens from your address: wait {wait} s", retry_after=wait)
+
+
+def network_of(address: str) -> str:
+    """An IPv4 address itself; of an IPv6 address its /64, which one client has as a whole."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address[:64]
+    if ip.version == 6:
+        mapped = ip.ipv4_mapped
+        return str(mapped) if mapped else str(ip_network((ip, 64), strict=False))
+    return str(ip)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flask import Blueprint, abort, g, redirect, render_template, request, session, url_for
+from flask import Blueprint, abort, g, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest
@@ -68,7 +68,7 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         settings=ours.settings,
         pipelines=sorted(ours.pipelines),
         built_in=BUILT_IN,
-        csrf=session["csrf"],
+        csrf=guard.csrf(),
         statuses=progress.STATUSES,
         conditions=progress.CONDITIONS,
     )
@@ -76,9 +76,17 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
 
 @bp.get("/events")
 def events() -> Response:
-    """`event: jobs` at once and whenever any job has changed."""
+    """`event: jobs` at once and whenever any job has changed, until the session ends."""
     db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().hub.events(ANY, commenter()))
+    return event_stream(parts().hub.events(ANY, commenter(), is_wanted=guard.lasting_session()))
+
+
+@bp.get("/jobs/<id:job_id>/events")
+def job_events(job_id: str) -> Response:
+    """As a watcher's stream of the job, until the session ends."""
+    view = parts().views.find(db.session.connection(), job_id) or abort(404)
+    db.session.remove()
+    return event_stream(parts().hub.events(job_id, commenter(), view.link, guard.lasting_session()))
 
 
 @bp.post("/")
@@ -116,10 +124,9 @@ def job(job_id: str, problem: str = "") -> str:
         callbacks=received[::-1],
         more=more,
         shared=ours.progress_url(job_id, view.link),
-        token=ours.links.token(job_id, view.link),
         may_retry=view.agent_id and (view.status == "failed" or view.condition == "lost"),
         problem=problem,
-        csrf=session["csrf"],
+        csrf=guard.csrf(),
     )
 
 

@@ -5,14 +5,15 @@ from flask import Blueprint, Response, abort, jsonify, render_template, request
 from webapp.page.view import View, iso
 from webapp.parts import parts
 from webapp.routes.middleware import commenter, event_stream
+from webapp.signing import ShareLinks
 from webapp.storage.tables import db
 
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 
 
-def shared(token: str, number: int | None = None) -> View:
+def shared(token: str, number: int | None = None, links: ShareLinks | None = None) -> View:
     """What the token's job looks like now; a wrong or revoked token is a 404 like any other."""
-    job_id, link = parts().links.read(token) or abort(404)
+    job_id, link = (links or parts().links).read(token) or abort(404)
     view = parts().views.find(db.session.connection(), job_id, number)
     return view if view and view.link == link else abort(404)
 
@@ -29,8 +30,9 @@ def page(token: str) -> Response | str:
 
 @bp.get("/badge.svg")
 def badge(token: str) -> Response:
-    """The state as a picture for a README or a wiki."""
-    return Response(render_template("badge.svg", view=shared(token)), mimetype="image/svg+xml")
+    """The state as a picture for a README or a wiki, by a token that opens nothing else."""
+    view = shared(token, links=parts().badges)
+    return Response(render_template("badge.svg", view=view), mimetype="image/svg+xml")
 
 
 @bp.get("/steps")

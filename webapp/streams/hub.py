@@ -27,6 +27,7 @@ ASK_EVERY, ASK_AT_REST = 0.02, 0.05  # seconds between two looks for a sibling's
 AT_REST_AFTER = 10.0  # seconds in which nobody committed
 KEEP_ALIVE, BEAT = 19.0, 0.25  # seconds; the contract: a comment at least every 20 s
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # between two frames of one job; of any
+ASK_WANTED = 1.0  # seconds between two looks whether an operator's stream goes on
 RETRY_AFTER = 1.0  # when the database is away
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,17 @@ class Hub:
         for topic in self._topics.values():
             self._tell(topic)
 
-    def events(self, job_id: str, comment: Callable[[], object], link: int = 0) -> Iterator[bytes]:
+    def events(
+        self,
+        job_id: str,
+        comment: Callable[[], object],
+        link: int = 0,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> Iterator[bytes]:
         """The newest frame at once and after each change; `comment` is called when it is idle for long.
 
-        Ends after a frame that is over, and without one of another link than this: it was revoked.
+        Ends after a frame that is over, without one of another link than this (it was revoked), and
+        once `is_wanted`, asked before each frame and every second, says no.
         A slow reader gets the newest frame, never a backlog.
         """
         topic, seen, alive = self._join(job_id), None, b""
@@ -91,7 +99,7 @@ class Hub:
             gevent.spawn(self._keep_alive)
         self._streams.append(stream)
         try:
-            while not self._is_ending:
+            while not self._is_ending and (is_wanted is None or is_wanted()):
                 changed = topic.changed  # taken before the look, so that no change falls in between
                 frame = self._newest(topic, job_id)
                 if frame is not None and frame.link != link:
@@ -109,7 +117,7 @@ class Hub:
                     yield alive
                 else:
                     stream.is_idle = True
-                    changed.wait()
+                    changed.wait(ASK_WANTED if is_wanted else None)
                     stream.is_idle = False
         finally:
             stream.is_open = stream.is_idle = False

@@ -1,0 +1,56 @@
+"""The operator's sessions: opened at a sign-in, ended at a sign-out, known to every process.
+
+The database has hashes alone: whoever reads it, or a backup, cannot sign in with what it says.
+"""
+
+from time import time
+
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.exc import IntegrityError
+
+from webapp.storage.tables import sessions
+from webapp.storage.transaction import Transaction
+from webapp.storage.writer import Writer
+
+LASTS = 12 * 3600  # seconds
+
+
+def open_session(
+    writer: Writer, hash: str, fingerprint: str, key_hash: str | None, replaced: str | None
+) -> bool:
+    """Open a session, in place of the one that this client has; False where the link's key was used before.
+
+    Rows stay until a link that opened them has long expired, so that no key works twice.
+    """
+    now = time()
+
+    def change(transaction: Transaction) -> None:
+        run = transaction.connection.execute
+        run(delete(sessions).where(sessions.c.opened_at < now - LASTS))
+        if replaced:
+            end_session(transaction, replaced)
+        row = {"hash": hash, "key_hash": key_hash, "fingerprint": fingerprint, "opened_at": now}
+        run(sessions.insert(), row)
+
+    try:
+        writer.run(change)
+    except IntegrityError:  # the unique key_hash, whichever process stored it
+        return False
+    return True
+
+
+def end_session(transaction: Transaction, hash: str) -> None:
+    """Sign out."""
+    which = (sessions.c.hash == hash) & sessions.c.ended_at.is_(None)
+    transaction.connection.execute(update(sessions).where(which).values(ended_at=time()))
+
+
+def is_open(connection: Connection, hash: str, fingerprint: str) -> bool:
+    """Whether a session goes on: not ended, not too old, and opened with the operator token of today."""
+    found = select(sessions.c.hash).where(
+        sessions.c.hash == hash,
+        sessions.c.fingerprint == fingerprint,
+        sessions.c.ended_at.is_(None),
+        sessions.c.opened_at > time() - LASTS,
+    )
+    return connection.execute(found).first() is not None
