@@ -14,7 +14,7 @@ from tests.support.browser import launch_options
 from tests.support.databases import Databases
 from tests.support.github import GitHub, github
 from tests.support.operator import Operator, signed_in
-from tests.support.preloaded import Preloaded
+from tests.support.preloaded import Preloads
 from tests.support.server import ROOT, Serve, Server, new_job_id
 
 KINDS = {"sqlite": ["sqlite"], "postgresql": ["postgresql"], "both": ["sqlite", "postgresql"]}
@@ -79,15 +79,15 @@ def own_database(database: Databases) -> Iterator[Databases]:
 
 
 @pytest.fixture(scope="session")
-def preloaded() -> Iterator[Preloaded]:
-    """Starts servers in little time."""
-    preloaded = Preloaded(ROOT)
+def preloaded() -> Iterator[Preloads]:
+    """Starts servers and commands in little time."""
+    preloaded = Preloads(ROOT)
     yield preloaded
     preloaded.close()
 
 
 @contextmanager
-def serving(database: Databases, preloaded: Preloaded, folders: pytest.TempPathFactory) -> Iterator[Serve]:
+def serving(database: Databases, preloaded: Preloads, folders: pytest.TempPathFactory) -> Iterator[Serve]:
     """A way to start servers, all of which are stopped at the end."""
     servers: list[Server] = []
 
@@ -108,7 +108,7 @@ def serving(database: Databases, preloaded: Preloaded, folders: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def server(
-    database: Databases, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+    database: Databases, preloaded: Preloads, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """The Milepost that most tests share; every job has an id of its own."""
     with serving(database, preloaded, tmp_path_factory) as serve:
@@ -117,7 +117,7 @@ def server(
 
 @pytest.fixture(scope="module")
 def _serve(
-    database: Databases, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+    database: Databases, preloaded: Preloads, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serve]:
     """Starts a Milepost with other settings, for all tests of a module."""
     with serving(database, preloaded, tmp_path_factory) as serve:
@@ -126,7 +126,7 @@ def _serve(
 
 @pytest.fixture
 def serve(
-    database: Databases, preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory
+    database: Databases, preloaded: Preloads, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serve]:
     """Starts a Milepost with other settings, for one test."""
     with serving(database, preloaded, tmp_path_factory) as serve:

@@ -23,7 +23,15 @@ FIELDS = {
     "last_signal_at",
     "run_url",
     "steps",
+    "pipeline",
+    "subject",
+    "waiting_for",
+    "expected",
+    "note",
+    "result_url",
+    "server_left",
 }
+OPERATORS = {"progress_url", "badge_url", "server_id", "server_ip", "tailscale_ip"}
 
 
 def ids(page: dict[str, Any]) -> list[str]:
@@ -59,7 +67,7 @@ def test_a_job_is_created_at_its_location(server: Server, job_id: str) -> None:
     job = answer.json()
     assert answer.status_code == 201
     assert answer.headers["Location"] == f"{server.url}/api/jobs/{job_id}"
-    assert set(job) == FIELDS | {"progress_url", "server_id", "server_ip", "tailscale_ip"}
+    assert set(job) == FIELDS | OPERATORS
     assert (job["agent_id"], job["region"], job["status"]) == (f"agent-{job_id}", "eu", "queued")
     assert (job["condition"], job["attempt"], job["last_signal_at"]) == ("live", 1, None)
     assert server.api(answer.headers["Location"].removeprefix(server.url)).json() == job
@@ -203,7 +211,7 @@ def test_jobs_are_listed_newest_first_a_page_at_a_time(serve: Serve, job_id: str
     newest = made[::-1]
     first = server.api("/api/jobs").json()
     assert ids(first) == newest[:50]
-    assert set(first["jobs"][0]) == FIELDS | {"progress_url", "server_id", "server_ip", "tailscale_ip"}
+    assert set(first["jobs"][0]) == FIELDS | OPERATORS
     last = server.api("/api/jobs", params={"before": first["before"]}).json()
     assert (ids(last), last["before"]) == (newest[50:], None)
     everything = server.api("/api/jobs?limit=200").json()
@@ -249,3 +257,51 @@ def test_a_bad_parameter_is_named(server: Server, query: str, named: str) -> Non
     answer = server.api(f"/api/jobs?{query}")
     assert answer.status_code == 400
     assert answer.json()["error"].startswith(f"{named}:")
+
+
+def test_what_callbacks_told_beside_milestones_is_shown(server: Server, job_id: str) -> None:
+    told = {"workflow_run_id": "17", "repository": "octo/site", "subject": "octo/site · v2"}
+    server.report(job_id, "provisioning", **told)
+    server.report(job_id, "heartbeat", note="5 of 8 built")
+    job = server.page(job_id)
+    assert (job["subject"], job["note"]) == ("octo/site · v2", "5 of 8 built")
+    assert job["run_url"] == "https://github.com/octo/site/actions/runs/17/attempts/1"
+    server.report(job_id, "running", result_url="https://site.example/", **told)
+    job = server.page(job_id)
+    assert (job["note"], job["result_url"]) == (None, "https://site.example/")
+    found = server.api("/api/jobs?run_id=17").json()
+    assert job_id in ids(found)
+
+
+def test_a_job_is_closed_a_callback_takes_that_back_and_it_is_deleted(server: Server, job_id: str) -> None:
+    path = f"/api/jobs/{job_id}"
+    server.create(job_id, dispatch=False)
+    assert server.api(path, method="DELETE").status_code == 409
+    closed = server.api(f"{path}/close", method="POST")
+    assert (closed.status_code, closed.json()["failed_step"], closed.json()["condition"]) == (
+        200,
+        "cancelled",
+        "over",
+    )
+    assert server.api(f"{path}/close", method="POST").status_code == 409
+    server.report(job_id, "heartbeat")
+    assert server.job(job_id)["condition"] == "live"
+    assert server.api(f"{path}/close", method="POST").status_code == 409
+    server.report(job_id, "failed")
+    link = server.link(job_id)
+    assert server.api(path, method="DELETE").status_code == 204
+    assert server.api(path).status_code == 404
+    assert requests.get(link, timeout=30).status_code == 404
+    assert server.report(job_id, "provisioning") is True
+    assert server.api(path).status_code == 404
+    assert server.create(job_id, dispatch=False).status_code == 201
+    assert server.report(job_id, "provisioning") is False
+
+
+def test_a_new_link_is_made_and_the_old_one_is_gone_for_good(server: Server, job_id: str) -> None:
+    server.report(job_id, "failed")
+    old = server.link(job_id)
+    new = server.api(f"/api/jobs/{job_id}/revoke", method="POST").json()["progress_url"]
+    assert requests.get(old, timeout=30).status_code == 404
+    assert requests.get(new, timeout=30).status_code == 200
+    assert server.api("/api/jobs/nobody/revoke", method="POST").status_code == 404

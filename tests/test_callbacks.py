@@ -40,8 +40,8 @@ def callback(job_id: object, **fields: object) -> bytes:
 
 
 def padded(job_id: str, size: int) -> bytes:
-    body = callback(job_id, note="")
-    return body.replace(b'"note": ""', b'"note": "' + b"x" * (size - len(body)) + b'"')
+    body = callback(job_id, remark="")
+    return body.replace(b'"remark": ""', b'"remark": "' + b"x" * (size - len(body)) + b'"')
 
 
 def is_known(server: Server, job_id: str) -> bool:
@@ -133,6 +133,7 @@ def test_a_signature_may_be_of_either_case_with_or_without_its_prefix(
     assert server.post(body, **{"X-Signature": wrap(sign(body))}).json() == {
         "received": True,
         "duplicate": False,
+        "progress_url": server.link(job_id),
     }
 
 
@@ -256,12 +257,12 @@ def nested(depth: int) -> str:
         r'"\ud83d\ude00 \"\\ \u00e9"',
         '"é \x7f \uffff 😀"',
         r'"\\u0000"',
-        '{"note": {"note": 1}}',
+        '{"remark": {"remark": 1}}',
         "true",
     ],
 )
 def test_what_json_knows_is_taken(server: Server, job_id: str, value: str) -> None:
-    body = f' \n{{"job_id": "{job_id}", "status": "provisioning", "note": {value}}}\r\n\t'
+    body = f' \n{{"job_id": "{job_id}", "status": "provisioning", "remark": {value}}}\r\n\t'
     assert server.post(body.encode()).ok
     assert is_known(server, job_id)
 
@@ -306,7 +307,7 @@ def test_what_json_knows_is_taken(server: Server, job_id: str, value: str) -> No
     ],
 )
 def test_what_json_does_not_know_is_a_400(server: Server, job_id: str, value: str) -> None:
-    body = f'{{"job_id": "{job_id}", "status": "provisioning", "note": {value}}}'.encode()
+    body = f'{{"job_id": "{job_id}", "status": "provisioning", "remark": {value}}}'.encode()
     check_refusal(server.post(body), 400, "body")
     assert not is_known(server, job_id)
 
@@ -500,10 +501,15 @@ def test_failed_step_wins_over_step(
     assert server.page(job_id)["failed_step"] == failed_step
 
 
-def test_an_error_is_kept_to_2000_characters(server: Server, job_id: str) -> None:
+def test_of_an_error_the_last_2000_characters_are_kept(server: Server, job_id: str) -> None:
     text = "<b>é\U0001f600" * 400
-    server.report(job_id, "failed", error=text + "!" * 10_000)
+    server.report(job_id, "failed", error="!" * 10_000 + text)
     assert server.page(job_id)["error"] == text
+
+
+def test_an_error_is_kept_without_escape_sequences_and_controls(server: Server, job_id: str) -> None:
+    server.report(job_id, "failed", error="\x1b[1;31mno\x1b[0m\r\n\tx\x07\x1b]0;title\x07 room\x85\x9b1m")
+    assert server.page(job_id)["error"] == "no\n\tx room"
 
 
 @pytest.mark.parametrize(
@@ -556,7 +562,7 @@ def test_what_a_callback_does_not_say_again_stays_known(server: Server, job_id: 
         ({"workflow_run_id": 7, "run_attempt": 2}, {"workflow_run_id": "7", "run_attempt": "0002"}),
         ({"workflow_run_id": 0}, {"workflow_run_id": "000"}),
         ({"workflow_run_id": 2**63 - 1}, {"workflow_run_id": str(2**63 - 1)}),
-        ({"workflow_run_id": "9" * 60_000}, {"workflow_run_id": "9" * 60_000, "run_attempt": 1}),
+        ({"workflow_run_id": "9" * 20}, {"workflow_run_id": "9" * 20, "run_attempt": 1}),
         ({"run_attempt": 0}, {"run_attempt": "alone it is ignored"}),
         ({"run_attempt": 2}, {}),
     ],
@@ -567,12 +573,6 @@ def test_a_run_is_a_number_however_it_is_written(
     assert not server.report(job_id, "provisioning", **one)
     assert server.report(job_id, "provisioning", **same)
     assert server.page(job_id)["attempt"] == 1
-
-
-def test_a_run_id_of_any_length_is_taken(server: Server, job_id: str) -> None:
-    digits = "".join(str(7**i) for i in range(1, 370))[:60_000]  # no database can compress them
-    assert not server.report(job_id, "provisioning", workflow_run_id=digits)
-    assert server.report(job_id, "provisioning", workflow_run_id=digits)
 
 
 # Malformed HTTP
@@ -705,7 +705,7 @@ def together(server: Server, bodies: list[bytes]) -> list[bool]:
 
 
 def test_of_the_same_milestone_sent_32_times_at_once_one_counts(server: Server, job_id: str) -> None:
-    duplicates = together(server, [callback(job_id, note=number) for number in range(32)])
+    duplicates = together(server, [callback(job_id, remark=number) for number in range(32)])
     assert sorted(duplicates) == [False] + [True] * 31
 
 
@@ -748,7 +748,7 @@ def bash(server: Server, job_id: str, script: str) -> str:
 
 
 def test_the_snippet_of_a_workflow_is_taken_as_it_is(server: Server, job_id: str) -> None:
-    assert json.loads(bash(server, job_id, SNIPPET)) == {"received": True, "duplicate": False}
+    assert json.loads(bash(server, job_id, SNIPPET))["received"] is True
     assert json.loads(bash(server, job_id, SNIPPET))["duplicate"]
     assert server.page(job_id)["error"] == '"quoted" $(id) \'é\\n😀\nnext line'
 

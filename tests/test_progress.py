@@ -2,20 +2,43 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import permutations, product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapp.rules.progress import RANKS, Attempt, Report, Run, condition, is_stale, place, receive, steps
+from webapp.rules import progress
+from webapp.rules.pipeline import BUILT_IN, load
+from webapp.rules.progress import (
+    Attempt,
+    Report,
+    Run,
+    Step,
+    Word,
+    clock,
+    close,
+    condition,
+    is_stale,
+    receive,
+)
 
+BUILT = load(None)[BUILT_IN]
+RANKS = BUILT.ranks
 STATES = {"p": "pending", "a": "active", "c": "completed", "e": "error", "x": "cancelled"}
 MILESTONES = [*RANKS, "failed"]
 
 
 def report(milestone: str | None, **said: object) -> Report:
     return replace(Report("job", milestone, arrived_at=100.0), **said)
+
+
+def steps(attempt: Attempt) -> list[Step]:
+    return progress.steps(attempt, BUILT)
+
+
+def place(attempts: Sequence[Attempt], report: Report) -> Attempt:
+    return progress.place(attempts, report.run, report.sent_at, report.arrived_at)
 
 
 def after(*reports: Report | str, attempt: Attempt | None = None) -> Attempt:
@@ -25,7 +48,7 @@ def after(*reports: Report | str, attempt: Attempt | None = None) -> Attempt:
     for order, said in enumerate(reports):
         one = report(said, arrived_at=100.0 + order) if isinstance(said, str) else said
         if one.milestone is None or one.milestone not in seen:
-            attempt = receive(attempt, one)
+            attempt = receive(attempt, one, BUILT)
         seen.add(one.milestone)
     return attempt
 
@@ -111,12 +134,13 @@ def test_of_two_ends_the_newer_stands_and_they_are_said_to_contradict(
 def test_an_end_that_loses_moves_nothing() -> None:
     ended = after("vm_created", report("failed", sent_at=20.0, error="no"))
     attempt = after(report("running", sent_at=10.0, server_id="7"), attempt=ended)
-    assert attempt._replace(contradicted=False) == ended
+    assert attempt._replace(contradicted=False, first_sent_at=20.0) == ended
 
 
 def test_a_heartbeat_moves_the_last_sign_of_life_alone_and_nothing_after_the_end() -> None:
     beating = after("vm_created", report(None, arrived_at=500.0))
-    assert beating._replace(last_signal_at=100.0) == after("vm_created")
+    heard = dict.fromkeys(("last_callback_at", "last_signal_at", "heard_at"), 100.0)
+    assert beating._replace(**heard) == after("vm_created")
     ended = after("running")
     assert after(report(None, arrived_at=500.0), attempt=ended) == ended
 
@@ -136,6 +160,7 @@ def test_a_later_run_opens_an_attempt_and_an_older_one_does_not() -> None:
     assert place([first], report("vm_created")) is first
     assert place([first], report("vm_created", run=Run("100", "2"))).number == 2
     assert place([first], report("vm_created", run=Run("1000", "1"))).number == 2
+    assert place([first], report("vm_created", run=Run("99", "1"))).number == 0
     assert place([first], report("vm_created", run=Run("99", "9"))).number == 0
 
 
@@ -154,18 +179,115 @@ def test_a_retry_does_not_take_the_callbacks_of_the_run_before_it() -> None:
     assert place([old, retry], report("vm_created", run=Run("101", "1"))).number == 2
 
 
+def condition_at(attempt: Attempt, now: float, *closures: tuple[float, float]) -> str:
+    return condition(attempt, clock(now, 150, 900, closures))
+
+
 @pytest.mark.parametrize(
     ("silence", "expected"), [(0, "live"), (150, "live"), (151, "quiet"), (900, "quiet"), (901, "lost")]
 )
 def test_silence_is_read_off_the_clock(silence: float, expected: str) -> None:
-    assert condition(after("vm_created"), 100.0 + silence, 150, 900) == expected
-    taken = Attempt("job", 1, 1.0, taken_at=100.0)
-    assert condition(taken, 100.0 + silence, 150, 900) == expected
+    assert condition_at(after("vm_created"), 100.0 + silence) == expected
+    taken = Attempt("job", 1, 1.0, taken_at=100.0, heard_at=100.0)
+    assert condition_at(taken, 100.0 + silence) == expected
 
 
-def test_who_was_never_heard_of_is_not_silent_and_who_ended_is_over() -> None:
-    assert condition(Attempt("job", 1, 1.0), 1e9, 150, 900) == "live"
-    assert condition(after("failed"), 1e9, 150, 900) == "over"
+def test_an_attempt_never_heard_of_is_not_silent_and_an_ended_one_is_over() -> None:
+    assert condition_at(Attempt("job", 1, 1.0), 1e9) == "live"
+    assert condition_at(after("failed"), 1e9) == "over"
+
+
+def test_the_time_in_which_the_door_was_shut_is_no_silence() -> None:
+    attempt = after("vm_created")
+    down = (100.0, 1300.0)
+    assert condition_at(attempt, 1301.0, down) == "live"
+    assert condition_at(attempt, 1300.0 + 151, down) == "quiet"
+    assert condition_at(attempt, 1300.0 + 901, down) == "lost"
+    assert condition_at(attempt, 1301.0, down, (100.0, 1200.0)) == "live"  # the same time twice
+    assert condition_at(attempt, 1500.0, (100.0, 600.0), (650.0, 1300.0)) == "quiet"
+
+
+def test_a_job_that_was_lost_before_the_door_shut_stays_lost() -> None:
+    assert condition_at(after("vm_created"), 3000.0, (1200.0, 2900.0)) == "lost"
+
+
+@given(
+    st.floats(0, 5000),
+    st.lists(st.tuples(st.floats(0, 5000), st.floats(0, 2000)), max_size=4),
+    st.floats(0, 900),
+)
+def test_the_clock_is_silence_without_the_closures(
+    heard: float, spans: list[tuple[float, float]], seconds: float
+) -> None:
+    now, closures = 8000.0, [(began, began + lasted) for began, lasted in spans]
+    shut = sum(
+        max(0.0, ended - max(began, heard)) for began, ended in progress._merged(closures) if ended <= now
+    )
+    silence = now - heard - shut
+    if abs(silence - seconds) > 1e-6 and not any(began < heard < ended for began, ended in closures):
+        assert (heard < clock(now, seconds, seconds, closures).quiet_before) == (silence > seconds)
+
+
+def word(state: str, at: float = 200.0, **said: object) -> Word:
+    return replace(Word(Run("7", "1"), state, at, arrived_at=max(at, 200.0)), **said)
+
+
+def heard(attempt: Attempt, *words: Word) -> Attempt:
+    for each in words:
+        attempt = progress.testify(attempt, each, BUILT)
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("waiting", "approval"), ("pending", "run"), ("queued", "runner"), ("requested", "runner")],
+)
+def test_a_run_that_waits_is_not_silent(state: str, reason: str) -> None:
+    attempt = heard(after("provisioning"), word(state))
+    assert (attempt.waiting_for, condition_at(attempt, 1e6)) == (reason, "waiting")
+    going = heard(attempt, word("in_progress", 5000.0))
+    assert condition_at(going, 5001.0) == "live"  # silence does not count from before the wait
+    assert condition_at(after(report("vm_created", arrived_at=6000.0), attempt=attempt), 6001.0) == "live"
+
+
+def test_a_word_older_than_the_last_callback_or_word_is_no_wait() -> None:
+    assert heard(after(report("provisioning", arrived_at=300.5)), word("queued", 299.0)).waiting_for is None
+    assert heard(after(report("provisioning", arrived_at=300.5)), word("waiting", 300.0)).waiting_for
+    assert heard(after(report("provisioning", arrived_at=300.5)), word("queued", 300.0)).waiting_for is None
+    assert heard(after("provisioning"), word("in_progress", 400.0), word("queued", 399.0)).waiting_for is None
+    assert heard(after("provisioning"), word("in_progress", 400.0), word("waiting", 400.0)).waiting_for
+
+
+def test_a_completion_ends_what_callbacks_left_open_and_no_more() -> None:
+    done = word("completed: success", 300.0, end="running")
+    assert states(heard(after("vm_created"), done)) == "ccccc"
+    ended = after(report("failed", error="no", sent_at=90.0))
+    assert heard(ended, done)._replace(run_state=None, run_state_at=None) == ended
+    died = word("completed: failure", 300.0, end="failed", error="GitHub says …")
+    assert states(heard(after("vm_created"), died)) == "ccepp"
+    assert heard(heard(after("vm_created"), died), word("in_progress", 400.0)).status == "failed"
+
+
+def test_a_closed_job_is_cancelled_until_a_callback_takes_that_back() -> None:
+    closed = close(after("vm_created"), 500.0)
+    assert (closed.status, closed.failed_step, states(closed)) == ("failed", "cancelled", "ccxpp")
+    for later in (report("ansible_started"), report(None)):
+        back = after(later, attempt=closed)
+        assert (back.end, back.failed_step, back.status) == (None, None, "provisioning")
+
+
+def test_a_clock_set_forth_and_back_leaves_nobody_alive() -> None:
+    attempt = after(report(None, arrived_at=5000.0), report(None, arrived_at=1400.0))
+    assert attempt.last_signal_at == 1400.0
+    assert condition_at(attempt, 1400.0 + 901) == "lost"
+
+
+def test_a_note_stands_until_the_next_milestone_or_note() -> None:
+    noted = after(report("provisioning", note="1 of 8"), report(None, note="5 of 8"), report(None))
+    assert noted.note == "5 of 8"
+    assert after("vm_created", attempt=noted).note is None
+    assert after(report("vm_created", note="new"), attempt=noted).note == "new"
+    assert after(report("step odd"), attempt=noted).note == "5 of 8"
 
 
 def test_durations_of_steps_come_from_the_milestones_times() -> None:
@@ -179,7 +301,7 @@ def test_durations_of_steps_come_from_the_milestones_times() -> None:
     ]
 
 
-some_milestones = st.lists(st.sampled_from([*MILESTONES, "step:odd"]), max_size=12)
+some_milestones = st.lists(st.sampled_from([*MILESTONES, "odd"]), max_size=12)
 
 
 def page(attempt: Attempt) -> tuple[object, ...]:
@@ -190,7 +312,7 @@ def page(attempt: Attempt) -> tuple[object, ...]:
 def test_the_rank_never_falls(names: Sequence[str]) -> None:
     attempt, seen = Attempt("job", 1, 1.0), set()
     for name in names:
-        moved = attempt if name in seen else receive(attempt, report(name))
+        moved = attempt if name in seen else receive(attempt, report(name), BUILT)
         assert moved.rank >= attempt.rank
         attempt, _ = moved, seen.add(name)
 
@@ -201,7 +323,7 @@ def test_the_end_always_wins(before: Sequence[str], later: Sequence[str], end: s
     assert after(*others).status == end
 
 
-@given(st.sets(st.sampled_from([*RANKS, "step:odd"])).flatmap(lambda some: st.permutations(sorted(some))))
+@given(st.sets(st.sampled_from([*RANKS, "odd"])).flatmap(lambda some: st.permutations(sorted(some))))
 def test_any_order_of_the_same_callbacks_gives_the_same_page(names: Sequence[str]) -> None:
     sent = [report(name, sent_at=float(ord(name[0]) + len(name))) for name in names]
     assert page(after(*sent)) == page(after(*sorted(sent, key=lambda one: one.sent_at or 0)))
@@ -219,3 +341,47 @@ def test_a_step_that_failed_ends_with_the_failure_and_one_that_never_began_has_n
     attempt = after("vm_created", failed, report("ansible_started", sent_at=80.0), report("ansible_complete"))
     assert [step.finished_at for step in steps(attempt)] == [None, 100.0, 90.0, None, None]
     assert steps(after("vm_created"))[2].finished_at is None
+
+
+def test_the_run_that_truly_began_last_is_shown() -> None:
+    """Every order of up to three runs: new ones, re-runs and retries; clocks that differ; lost callbacks."""
+    tried = 0
+    for kinds in product(("new", "again", "retry"), repeat=2):
+        for skews in product((-200, 0, 200), repeat=3):
+            for lost in product((False, True), repeat=3):
+                for late in (False, True):
+                    assert_last_is_shown(kinds, skews, lost, late)
+                    tried += 1
+    assert tried == 9 * 27 * 8 * 2
+
+
+def assert_last_is_shown(
+    kinds: Sequence[str], skews: Sequence[int], lost: Sequence[bool], late: bool
+) -> None:
+    runs, newest = [Run("100", "1")], 100
+    for kind in kinds:  # "again" starts the oldest run once more
+        newest += kind != "again"
+        again = 1 + sum(run.id == "100" for run in runs)
+        runs.append(Run("100", str(again)) if kind == "again" else Run(str(newest), "1"))
+    arrivals: list[tuple[float, Report | None]] = []
+    for index, (run, skew) in enumerate(zip(runs, skews, strict=True)):
+        began = 10_000.0 * (index + 1)
+        if index and kinds[index - 1] == "retry":
+            arrivals.append((began - 5, None))
+        for order, name in enumerate(("provisioning", "vm_created", "failed")):
+            at = began + 10 * order
+            if name == "provisioning" and lost[index]:
+                continue
+            if name == "failed" and late:
+                at += 10_100.0  # after the first callbacks of the next run
+            arrivals.append((at, report(name, run=run, sent_at=began + 10 * order + skew, arrived_at=at)))
+    attempts = [Attempt("job", 1, 1.0)]
+    for at, said in sorted(arrivals, key=lambda each: each[0]):
+        if said is None:
+            attempts.append(Attempt("job", attempts[-1].number + 1, at))
+            continue
+        target = receive(place(attempts, said), said, BUILT)
+        attempts = sorted(
+            [each for each in attempts if each.number != target.number] + [target], key=lambda one: one.number
+        )
+    assert attempts[-1].run == runs[-1], (kinds, skews, lost, late)

@@ -156,5 +156,5 @@ def test_make_run_names_a_bad_setting(fresh_copy: Path, tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode and "OPERATOR_TOKEN must be set, to at least 16 characters" in done.stderr
+    assert done.returncode and "OPERATOR_TOKEN must be set, to at least 24 characters" in done.stderr
     assert "Traceback" not in done.stderr and OPERATOR_TOKEN[:15] not in done.stderr

@@ -4,10 +4,12 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads
 """
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from html import unescape
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -23,7 +25,8 @@ QUIET = "1"
 @pytest.fixture(scope="module")
 def office(_serve: Serve) -> Server:
     """A Milepost that GitHub delivers to."""
-    return _serve(GITHUB_WEBHOOK_SECRET=WEBHOOK_KEY, DISPATCH_REPOSITORY=REPOSITORY)
+    nobody = {"DISPATCH_API_URL": "http://127.0.0.1:9", "DISPATCH_TOKEN": "none"}
+    return _serve(GITHUB_WEBHOOK_SECRET=WEBHOOK_KEY, DISPATCH_REPOSITORY=REPOSITORY, **nobody)
 
 
 @pytest.fixture
@@ -80,7 +83,8 @@ def test_ping_and_other_events_are_answered_and_ignored(office: Server, job_id: 
 
 
 @pytest.mark.parametrize(
-    "payload", [{}, {"workflow_run": None}, {"workflow_run": {"id": "x"}, "repository": {"full_name": "a/b"}}]
+    "payload",
+    [{}, {"workflow_run": None}, {"workflow_run": {"id": "x"}, "repository": {"full_name": REPOSITORY}}],
 )
 def test_a_payload_of_another_shape_is_a_400_that_names_the_event(
     office: Server, payload: dict[str, Any]
@@ -97,7 +101,7 @@ def test_a_run_whose_callbacks_were_all_lost_is_followed_by_the_job_id_in_its_na
     run = a_run(job_id)
     assert told(office, "workflow_run", workflow_run(run)) == [job_id]
     job = office.job(job_id)
-    assert (job["status"], job["condition"]) == ("queued", "live")
+    assert (job["status"], job["condition"]) == ("queued", "waiting")
     assert str(run["id"]) in job["run_url"]
     assert told(office, "workflow_run", workflow_run(run | {"status": "in_progress"})) == [job_id]
     assert office.job(job_id)["status"] == "queued"
@@ -134,7 +138,7 @@ def test_a_run_that_was_cancelled_before_it_started_ends_its_job(office: Server,
 
 @pytest.mark.parametrize(
     ("conclusion", "state"),
-    [("failure", "error"), ("timed_out", "cancelled"), ("startup_failure", "error"), ("stale", "error")],
+    [("failure", "error"), ("timed_out", "cancelled"), ("startup_failure", "error"), ("stale", "cancelled")],
 )
 def test_a_run_whose_runner_died_ends_its_job_where_it_was(
     office: Server, job_id: str, conclusion: str, state: str
@@ -146,16 +150,112 @@ def test_a_run_whose_runner_died_ends_its_job_where_it_was(
     assert office.states(job_id) == ["completed", "completed", "completed", state, "pending"]
 
 
-def test_a_job_of_the_run_that_failed_ends_it_and_one_that_succeeded_does_not(
-    office: Server, job_id: str
-) -> None:
+def test_no_job_of_a_run_ends_it_whatever_became_of_the_job(office: Server, job_id: str) -> None:
     office.report(job_id, "vm_created", workflow_run_id=51)
     run = a_run(job_id, id=51)
-    for status, conclusion in (("queued", None), ("in_progress", None), ("completed", "success")):
+    for status, conclusion in (("in_progress", None), ("completed", "success"), ("completed", "failure")):
         told(office, "workflow_job", workflow_job(run, status, conclusion))
         assert office.job(job_id)["status"] == "provisioning"
-    assert told(office, "workflow_job", workflow_job(run, "completed", "failure")) == [job_id]
-    assert office.job(job_id)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [("waiting", "approval"), ("pending", "run"), ("queued", "runner"), ("requested", "runner")],
+)
+def test_a_run_that_waits_is_shown_as_waiting_and_not_as_silent(
+    office: Server, job_id: str, status: str, reason: str
+) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=52)
+    run = a_run(job_id, status, id=52, updated_at=None)
+    assert job_id in told(office, "workflow_run", workflow_run(run))
+    job = office.job(job_id)
+    assert (job["condition"], job["waiting_for"], job["status"]) == ("waiting", reason, "provisioning")
+    told(office, "workflow_run", workflow_run(run | {"status": "in_progress"}))
+    job = office.job(job_id)
+    assert (job["condition"], job["waiting_for"]) == ("live", None)
+
+
+def test_an_approval_between_two_jobs_is_a_wait_until_a_callback(office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=53)
+    told(office, "workflow_job", workflow_job(a_run(job_id, id=53), "waiting"))
+    assert office.job(job_id)["waiting_for"] == "approval"
+    office.report(job_id, "vm_created", workflow_run_id=53)
+    assert office.job(job_id)["condition"] == "live"
+
+
+def test_a_late_word_is_no_wait(office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=54)
+    told(
+        office,
+        "workflow_run",
+        workflow_run(a_run(job_id, "queued", id=54, updated_at="2026-01-01T00:00:00Z")),
+    )
+    assert office.job(job_id)["condition"] == "live"
+
+
+@pytest.mark.parametrize("conclusion", ["action_required", None])
+def test_what_is_no_completion_ends_nothing(office: Server, job_id: str, conclusion: str | None) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=55)
+    told(office, "workflow_run", workflow_run(a_run(job_id, "completed", conclusion, id=55)))
+    assert office.job(job_id)["status"] == "provisioning"
+    assert "None" not in seen_by_operator(office, job_id)
+    told(office, "workflow_run", workflow_run(a_run(job_id, "completed", "success", id=55)))
+    assert office.job(job_id)["status"] == "running"
+
+
+def test_githubs_form_is_taken_and_so_is_ping_in_it(office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=56)
+    for event, payload in (
+        ("ping", {"zen": "Anything added dilutes everything else."}),
+        ("workflow_run", workflow_run(a_run(job_id, "completed", "cancelled", id=56))),
+    ):
+        body = urlencode({"payload": json.dumps(payload)}).encode()
+        headers = {
+            "Content-Type": "application/x-www-form-urlencoded",
+            "X-GitHub-Event": event,
+            "X-Hub-Signature-256": f"sha256={sign(body, WEBHOOK_KEY)}",
+        }
+        assert (
+            requests.post(office.url + CALLBACKS, data=body, headers=headers, timeout=30).status_code == 200
+        )
+    assert office.job(job_id)["failed_step"] == "cancelled"
+    body = b"payload="
+    headers["X-Hub-Signature-256"] = f"sha256={sign(body, WEBHOOK_KEY)}"
+    assert requests.post(office.url + CALLBACKS, data=body, headers=headers, timeout=30).status_code == 400
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "tomorrow", "", None])
+def test_a_time_that_cannot_be_counts_as_the_arrival(office: Server, job_id: str, time: str | None) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=57)
+    run = a_run(job_id, "completed", "failure", id=57, updated_at=time, run_started_at=time)
+    run["html_url"] = "javascript:alert(1)"
+    told(office, "workflow_run", workflow_run(run))
+    job = office.job(job_id)
+    assert job["status"] == "failed"
+    assert job["steps"][1]["finished_at"][:4] == job["created_at"][:4]
+    assert "javascript" not in seen_by_operator(office, job_id)
+    assert office.api("/api/jobs").ok
+
+
+def test_a_run_of_another_repository_ends_nothing_of_ours(office: Server, job_id: str) -> None:
+    office.report(job_id, "provisioning", workflow_run_id=58)
+    payload = workflow_run(a_run(job_id, "completed", "failure", id=58))
+    payload["repository"]["full_name"] = "mallory/agents"
+    assert told(office, "workflow_run", payload) == []
+    assert office.job(job_id)["status"] == "provisioning"
+
+
+def test_an_older_run_that_is_started_again_is_the_newest_attempt(office: Server, job_id: str) -> None:
+    now = time.time()
+    office.report(job_id, "failed", workflow_run_id=100, sent_at=now - 200)
+    office.report(job_id, "failed", workflow_run_id=101, sent_at=now - 100)
+    office.report(job_id, "provisioning", workflow_run_id=100, run_attempt=2, sent_at=now)
+    job = office.job(job_id)
+    assert (job["attempt"], job["status"]) == (3, "provisioning")
+    office.report(job_id, "provisioning", workflow_run_id=99, sent_at=now)
+    assert office.job(job_id)["attempt"] == 3
+    listed = office.api(f"/api/jobs/{job_id}/callbacks").json()["callbacks"]
+    assert [each["attempt"] for each in listed] == [None, 3, 2, 1]
 
 
 def test_a_witness_never_turns_progress_back(office: Server, job_id: str) -> None:

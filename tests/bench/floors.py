@@ -17,10 +17,10 @@ from webapp.streams.hub import BEAT, KEEP_ALIVE
 KEEP = (
     "INSERT INTO callbacks (job_id, number, milestone, arrived_at, sent_at, body) VALUES (?, 1, ?, ?, ?, ?)"
 )
-MOVE = "UPDATE attempts SET rank = rank + 1, last_signal_at = ?, version = version + 1 WHERE job_id = ?"
+MOVE = "UPDATE attempts SET rank = rank + 1, last_signal_at = ?, change = change + 1 WHERE job_id = ?"
 OPEN = (
     "INSERT INTO jobs (job_id, created_at, attempt, status) VALUES (?, ?, 1, 'provisioning')",
-    "INSERT INTO attempts (job_id, number, opened_at, version, rank, contradicted, times)"
+    "INSERT INTO attempts (job_id, number, opened_at, change, rank, contradicted, times)"
     " VALUES (?, 1, ?, 0, 0, 0, '{}')",
 )
 

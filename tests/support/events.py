@@ -27,8 +27,12 @@ class Events:
             event[name] = f"{event[name]}\n{value}" if name in event else value
 
     def next(self) -> dict[str, str]:
-        """The next event that is not a comment alone."""
-        return next(event for event in self if event.keys() != {""})
+        """The next event that is not a comment alone, and not only a sign of life."""
+        return next(event for event in self if event.get("event") not in (None, "alive"))
+
+    def next_alive(self) -> dict[str, str]:
+        """The next sign of life with which nothing else changed."""
+        return next(event for event in self if event.get("event") == "alive")
 
     def be_patient(self, seconds: float) -> None:
         """Wait no longer than this for the next bytes."""

@@ -9,10 +9,12 @@ from sqlalchemy import create_engine, insert
 
 from tests.support.load import MILESTONES
 from webapp.rules import progress
+from webapp.rules.pipeline import BUILT_IN, load
 from webapp.rules.progress import Attempt, Report
 from webapp.storage import database
-from webapp.storage.tables import as_row, attempts, callbacks, jobs
+from webapp.storage.tables import attempts, callbacks, jobs
 
+STEPS = load(None)[BUILT_IN]
 BATCH = 2000  # jobs
 CALLBACKS_EACH = 10  # six milestones, four heartbeats
 
@@ -40,16 +42,18 @@ def fill(database_url: str, count: int) -> int:
 
 def _job(number: int, at: float) -> Iterator[tuple[Any, dict[str, Any]]]:
     job_id = f"grown-{number}"
-    attempt = Attempt(job_id, 1, at, version=number + 1, run_id=str(10**10 + number), run_attempt="1")
+    attempt = Attempt(
+        job_id, 1, at, BUILT_IN, change=number + 1, run_id=str(10**10 + number), run_attempt="1"
+    )
     names = [MILESTONES[0], None, MILESTONES[1], None, *MILESTONES[2:4], None, MILESTONES[4], None, "running"]
     for minute, name in enumerate(names):
         sent_at = at + 6 * minute
         said = {"job_id": job_id, "status": "provisioning", "step": name, "workflow_run_id": attempt.run_id}
         report = Report(job_id, name, sent_at + 0.2, sent_at, attempt.run, body=json.dumps(said))
-        attempt = progress.receive(attempt, report)
+        attempt = progress.receive(attempt, report, STEPS)
         kept = {"job_id": job_id, "number": 1, "milestone": name, "body": report.body}
         yield callbacks, kept | {"arrived_at": report.arrived_at, "sent_at": sent_at}
-    yield attempts, as_row(attempt)
+    yield attempts, attempt._asdict()
     yield (
         jobs,
         {

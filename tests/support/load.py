@@ -7,6 +7,7 @@ clock has to see a callback leave and its fragment arrive.
 import itertools
 import json
 import os
+import re
 import resource
 import select
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from tests.support.server import CALLBACKS, sign
 
 OPENED_AT_ONCE = 256
+_EVENT = re.compile(rb"event: (?:steps|alive)\nid: (\w+)\n")
 MILESTONES = ("provisioning", "vm_created", "network_configured", "ansible_started", "ansible_complete")
 
 
@@ -37,9 +39,9 @@ def milestone(job_id: str, name: str) -> bytes:
     return callback({"job_id": job_id, "status": status, **step})
 
 
-def heartbeat(job_id: str, sent_at: float | None = None) -> bytes:
-    """A heartbeat's callback, as one HTTP request."""
-    return callback({"job_id": job_id, "type": "heartbeat"}, sent_at)
+def heartbeat(job_id: str, sent_at: float | None = None, note: str = "") -> bytes:
+    """A heartbeat's callback, as one HTTP request; one with a new note changes what is shown."""
+    return callback({"job_id": job_id, "type": "heartbeat", "note": note}, sent_at)
 
 
 def callback(said: dict[str, object], sent_at: float | None = None) -> bytes:
@@ -109,10 +111,10 @@ class _Stream:
 
 @dataclass(slots=True, frozen=True)
 class Arrival:
-    """A fragment that a stream received: which stream, which version, when (monotonic seconds)."""
+    """What a stream received: which stream, of which version, when (monotonic seconds)."""
 
     stream: int
-    version: int
+    version: str
     at: float
 
 
@@ -249,8 +251,8 @@ class Client:
             return
         stream.rest += data
         if stream.rest.endswith((b"\n\n\r\n", b"\n\n\r\n0\r\n\r\n")):  # a whole event in a whole chunk
-            for part in stream.rest.split(b"event: steps\nid: ")[1:]:
-                self.arrivals.append(Arrival(stream.number, int(part.split(b"\n", 1)[0]), now))
+            for version in _EVENT.findall(stream.rest):
+                self.arrivals.append(Arrival(stream.number, version.decode(), now))
             stream.rest = b""
 
     def _answered(self, connection: _Connection) -> None:

@@ -1,7 +1,7 @@
-"""Starts servers with 0.1 s of processor time instead of 0.6: forks of a process that has the libraries.
+"""Forks of processes that have imported the libraries: a server costs 0.1 s of processor time, not 0.6.
 
-The fork then runs gunicorn as ever, with its own environment and log. Nothing of Milepost itself is
-imported before it.
+A fork then goes on as gunicorn or flask would have begun, in an environment of its own. Nothing of
+Milepost itself is imported before it.
 """
 
 import importlib
@@ -11,8 +11,12 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from gevent import monkey
 
@@ -45,26 +49,49 @@ class Child:
 
 
 class Preloaded:
-    """The process that forks the servers."""
+    """One such process, for servers or for commands."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.support.preloaded"]
-        self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, root: Path, kind: str) -> None:
+        command = [sys.executable, "-m", "tests.support.preloaded", kind]
+        self._process = subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._alone = threading.Lock()
 
-    def start(self, arguments: list[str], environ: dict[str, str], log: Path) -> Child:
-        """Run `gunicorn arguments` in a session of its own, with its output in `log`."""
+    def ask(self, arguments: list[str], environ: dict[str, str], stdout: Path, stderr: Path) -> int:
+        """Fork once: the process id of a server, or the exit code of a command."""
         assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([arguments, environ, str(log)]).encode() + b"\n")
-        self._process.stdin.flush()
-        return Child(int(self._process.stdout.readline()))
+        with self._alone:
+            line = json.dumps([arguments, environ, str(stdout), str(stderr)])
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+            return int(self._process.stdout.readline())
 
     def close(self) -> None:
         """Let the process end; its servers go on."""
         self._process.communicate(timeout=10)
 
 
-def main() -> None:
-    """Fork a server for each line of the input, and print its process id.
+class Preloads:
+    """Both, each begun when it is needed first."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @cached_property
+    def servers(self) -> Preloaded:
+        return Preloaded(self._root, "servers")
+
+    @cached_property
+    def commands(self) -> Preloaded:
+        return Preloaded(self._root, "commands")
+
+    def close(self) -> None:
+        for begun in vars(self).values():
+            if isinstance(begun, Preloaded):
+                begun.close()
+
+
+def fork_servers() -> None:
+    """Fork gunicorn for each line of the input, and print its process id.
 
     By the operating system's own means: gevent's belong to the servers, and begin in the fork.
     """
@@ -79,34 +106,48 @@ def main() -> None:
 
     interrupt = handle(signal.SIGINT, signal.SIG_IGN)  # the tests stop their servers themselves
     handle(signal.SIGCHLD, reap)
+    from gunicorn.app.wsgiapp import run
+
     for line in sys.stdin.buffer:
-        arguments, environ, log = json.loads(line)
         if pid := fork():
             print(pid, flush=True)
         else:
             handle(signal.SIGINT, interrupt)
             handle(signal.SIGCHLD, signal.SIG_DFL)
-            become_gunicorn(arguments, environ, log)
+            os.setsid()
+            become("gunicorn", run, *json.loads(line))
 
 
-def become_gunicorn(arguments: list[str], environ: dict[str, str], log: str) -> None:
-    """Go on as `python -m gunicorn` would have begun."""
-    os.setsid()
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (handle, 1), (handle, 2)):
-        os.dup2(source, target)
+def fork_commands() -> None:
+    """Fork flask for each line of the input, and print its exit code."""
+    from flask.cli import main
+
+    for line in sys.stdin.buffer:
+        if pid := os.fork():
+            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        else:
+            become("flask", main, *json.loads(line))
+
+
+def become(
+    name: str, run: Callable[[], Any], arguments: list[str], environ: dict[str, str], *outputs: str
+) -> None:
+    """Go on as `python -m NAME` would have begun; does not return."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for output, target in zip(outputs, (1, 2), strict=True):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT), target)
     os.environ.clear()
     os.environ.update(environ)
-    sys.argv = ["gunicorn", *arguments]
-    from gunicorn.app.wsgiapp import run  # a library like the others
-
+    sys.argv = [name, *arguments]
     run()
     sys.exit()
 
 
 if __name__ == "__main__":
-    monkey.patch_all()  # as webapp.serving does, before the libraries are imported
+    serves = sys.argv[1] == "servers"
+    if serves:
+        monkey.patch_all()  # as webapp.serving does, before the libraries are imported
     for library in LIBRARIES:
-        importlib.import_module(library)
-    main()
+        if serves or not library.startswith(("gevent", "gunicorn")):
+            importlib.import_module(library)
+    (fork_servers if serves else fork_commands)()

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
 
 from tests.support.events import Events
-from tests.support.preloaded import Child, Preloaded
+from tests.support.preloaded import Child, Preloads
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "the callback key of the tests"
@@ -58,7 +59,7 @@ class Server:
     root = ROOT
 
     def __init__(
-        self, folder: Path, database_url: str, preloaded: Preloaded | None = None, **settings: str
+        self, folder: Path, database_url: str, preloaded: Preloads | None = None, **settings: str
     ) -> None:
         self._preloaded = preloaded
         self.port = free_port()
@@ -80,16 +81,25 @@ class Server:
 
     def flask(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command of the terminal's door."""
-        command = [sys.executable, "-m", "flask", "--app", "wsgi", *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environ, check=check, capture_output=True, text=True
-        )
+        words = ["--app", "wsgi", *arguments]
+        command = [sys.executable, "-m", "flask", *words]
+        if not self._preloaded:
+            return subprocess.run(
+                command, cwd=ROOT, env=self.environ, check=check, capture_output=True, text=True
+            )
+        with TemporaryDirectory() as folder:
+            stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+            code = self._preloaded.commands.ask(words, self.environ, stdout, stderr)
+            done = subprocess.CompletedProcess(command, code, stdout.read_text(), stderr.read_text())
+        if check:
+            done.check_returncode()
+        return done
 
     def start(self, stderr: int | None = None) -> None:
         """Start it, its log in a file or, where given, on that descriptor."""
         arguments = ["-c", "python:webapp.serving", self.app]
         if self._preloaded and self.root == ROOT and stderr is None:
-            self._process = self._preloaded.start(arguments, self.environ, self.log)
+            self._process = Child(self._preloaded.servers.ask(arguments, self.environ, self.log, self.log))
         else:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(

@@ -63,7 +63,7 @@ def read_run(
     )
     title, status = run.get("display_title"), _text(run["status"])
     word = Word(
-        _run(run["id"], run.get("run_attempt")),
+        _run(run["id"], run.get("run_attempt", 1)),
         status,
         _time(run.get("updated_at"), now),
         now,
@@ -84,7 +84,7 @@ def read_run(
 
 def _read_job(job: Mapping[str, Any], now: float) -> Word | None:
     """One job of a run tells that the run goes on or waits, but never that it ended."""
-    status, run = _text(job["status"]), _run(job["run_id"], job.get("run_attempt"))
+    status, run = _text(job["status"]), _run(job["run_id"], job.get("run_attempt", 1))
     if status == "in_progress":
         return Word(run, status, _time(job.get("started_at"), now), now)
     if status in WAITS_FOR:
@@ -93,10 +93,10 @@ def _read_job(job: Mapping[str, Any], now: float) -> Word | None:
 
 
 def _run(id: object, attempt: object) -> Run:
-    for number in (id, attempt or 1):
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < LARGEST_ID:
+    for number, least in ((id, 0), (attempt, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number < LARGEST_ID:
             raise ValueError("not a run")
-    return Run(str(id), str(attempt or 1))
+    return Run(str(id), str(attempt))
 
 
 def _text(value: object) -> str:

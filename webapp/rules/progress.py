@@ -264,9 +264,6 @@ def receive(attempt: Attempt, report: Report, pipeline: Pipeline) -> Attempt:
         if report.sent_at is not None:
             attempt = attempt._replace(heartbeat_sent_at=report.sent_at)
         return attempt if attempt.end else _heard(attempt, report)
-    attempt = attempt._replace(
-        subject=report.subject or attempt.subject, repository=report.repository or attempt.repository
-    )
     is_end = report.milestone in ENDS
     if not attempt.end:
         attempt = _heard(_timed(attempt, report, pipeline), report)
@@ -305,11 +302,19 @@ def testify(attempt: Attempt, word: Word, pipeline: Pipeline) -> Attempt:
             note=None,
             waiting_for=None,
         )
-    waits = word.state in WAITS_FOR and word.at >= floor(attempt.last_callback_at or 0)
-    attempt = attempt._replace(waiting_for=WAITS_FOR[word.state] if waits else None)
+    attempt = attempt._replace(waiting_for=WAITS_FOR.get(word.state) if _is_news(attempt, word) else None)
     if word.state == "in_progress":
         return attempt._replace(last_signal_at=word.arrived_at, heard_at=word.arrived_at)
     return attempt
+
+
+def _is_news(attempt: Attempt, word: Word) -> bool:
+    """Whether a word is no older than the last callback; GitHub's times are whole seconds.
+
+    Within one second an approval follows a callback, but a run that has sent one waits for no runner.
+    """
+    since = attempt.last_callback_at or 0
+    return word.at >= (floor(since) if word.state in ("waiting", "pending") else since)
 
 
 def close(attempt: Attempt, now: float) -> Attempt:

@@ -111,8 +111,8 @@ def known_jobs(connection: Connection, job_ids: Iterable[str]) -> set[str]:
 
 def jobs_of_run(connection: Connection, run_id: str) -> list[str]:
     """The ids of the jobs that have an attempt of this workflow run."""
-    found = select(attempts.c.job_id).where(attempts.c.run_id == run_id).distinct()
-    return sorted(connection.execute(found).scalars())
+    found = select(attempts.c.job_id).where(attempts.c.run_id == run_id)
+    return sorted(set(connection.execute(found).scalars()))
 
 
 def unfinished_of_agent(connection: Connection, agent_id: str, but: str) -> list[Attempt]:
