@@ -65,9 +65,10 @@ def test_a_failure_is_reported_at_the_last_step(receiver: Receiver, repository: 
 def test_a_cancelled_run_is_reported_as_cancelled(
     receiver: Receiver, repository: Repository, tmp_path: Path
 ) -> None:
-    repository.write("build.sh", "#!/bin/sh\nexec sleep 600")
+    begun = tmp_path / "begun"
+    repository.write("build.sh", f"#!/bin/sh\ntouch {begun}\nexec sleep 600")
     run = repository.start(snippet("name: Deploy\n"))
-    wait_until(lambda: milestones(receiver))
+    wait_until(begun.exists)
     run.cancel()
     assert not run.finish()
     assert milestones(receiver) == ["building", "failed"]
@@ -84,8 +85,10 @@ def test_a_public_repository_hears_no_link(receiver: Receiver, repository: Repos
 
 
 def test_what_runs_in_parallel_is_ended_by_a_last_job(receiver: Receiver, repository: Repository) -> None:
-    assert repository.start(snippet("name: Build everywhere\n")).finish()
+    run = repository.start(snippet("name: Build everywhere\n"))
+    assert run.finish()
     assert milestones(receiver) == ["building", "running"]
+    assert run.log.read_text().count("::notice title=Milepost") == 1
 
 
 def test_one_failure_in_a_matrix_is_the_end(receiver: Receiver, repository: Repository) -> None:

@@ -82,7 +82,8 @@ def test_a_plain_shell_reports_every_end(receiver: Receiver, project: Path, outc
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status"), [("done", "success"), ("fails", "failed"), ("hangs", "canceled")]
+    ("outcome", "status"),
+    [("done", "success"), ("fails", "failed"), ("hangs", "canceled"), ("hangs", "running")],
 )
 def test_gitlab_reports_every_end(receiver: Receiver, project: Path, outcome: str, status: str) -> None:
     plan(project, "build", outcome)
