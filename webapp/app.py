@@ -12,7 +12,8 @@ from webapp import cli, config, logs
 from webapp.page import timeline, words
 from webapp.page.view import Views
 from webapp.parts import Parts
-from webapp.routes import api, assets, callbacks, middleware, operator, sign_in, watch
+from webapp.refusals import Refusals
+from webapp.routes import api, assets, callbacks, metrics, middleware, operator, sign_in, watch
 from webapp.rules.pipeline import BadPipeline, load
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage import database
@@ -67,12 +68,13 @@ def create_app() -> Flask:
         Writer(engine, pipelines, hub.wake),
         views,
         hub,
+        Refusals(),
     )
     logs.set_up()
     middleware.set_up(app, settings)
     assets.set_up(app)
     app.url_map.converters["id"] = middleware.JobId
-    for door in (callbacks.bp, watch.bp, api.bp, sign_in.bp, operator.bp):
+    for door in (callbacks.bp, watch.bp, api.bp, metrics.bp, sign_in.bp, operator.bp):
         app.register_blueprint(door)
     for command in cli.COMMANDS:
         app.cli.add_command(command)

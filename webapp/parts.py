@@ -8,6 +8,7 @@ from flask import current_app
 
 from webapp.config import Settings
 from webapp.page.view import Views
+from webapp.refusals import Refusals
 from webapp.rules.pipeline import Pipeline
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage.writer import Writer
@@ -26,6 +27,7 @@ class Parts:
     writer: Writer
     views: Views
     hub: Hub
+    refusals: Refusals
 
     def progress_url(self, job_id: str, link: int) -> str:
         """The address that a watcher is given."""

@@ -83,6 +83,14 @@ def _body() -> bytes:
         raise Refused(error.code or 400, error.description or "") from error
 
 
+@bp.after_request
+def count(response: Response) -> Response:
+    """The operator is shown how many were refused, and why."""
+    if response.status_code != 200:
+        parts().refusals.add(response.status_code, g.get("cause") or response.status)
+    return response
+
+
 @bp.errorhandler(Refused)
 def refused(error: Refused) -> Response:
     """Say why, in JSON."""

@@ -95,7 +95,7 @@ def _line(response: Response) -> tuple[str, str, dict[str, object]]:
 def say(error: HTTPException) -> Response:
     """An error as JSON on the machines' paths, as a page elsewhere."""
     response = Response(status=error.code, headers=error.get_headers())
-    if request.path.startswith("/api/") or request.accept_mimetypes.best == "application/json":
+    if request.path.startswith(("/api/", "/metrics")) or request.accept_mimetypes.best == "application/json":
         response.data = jsonify(error=error.description or error.name).data
         response.mimetype = "application/json"
     else:

@@ -123,6 +123,10 @@ class Hub:
             stream.is_open = stream.is_idle = False
             self._leave(job_id, topic)
 
+    def watchers(self, job_id: str | None = None) -> int:
+        """How many streams of this process are open: of a job, or all."""
+        return sum(topic.watchers for id, topic in self._topics.items() if job_id in (id, None))
+
     def wake(self, changes: Changes) -> None:
         """Tell the streams of these jobs; a job that changes often is told at a bounded rate."""
         for job_id, change in changes.items():

@@ -46,6 +46,7 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs") as table:
         table.add_column(sa.Column("pipeline", ID, nullable=False, server_default="provision-agent"))
     op.create_index("jobs_by_pipeline", "jobs", ["pipeline", "created_at", "job_id"])
+    op.create_index("jobs_counted", "jobs", ["pipeline", "status"])
     op.create_table(
         "definitions",
         sa.Column("hash", sa.Text(), primary_key=True),
@@ -79,7 +80,7 @@ def upgrade() -> None:
         sa.Column("happened_at", sa.Double(), nullable=False),
         sa.Column("due_at", sa.Double(), index=True),
         sa.Column("tries", sa.Integer(), nullable=False),
-        sa.Column("sent_at", sa.Double()),
+        sa.Column("sent_at", sa.Double(), index=True),
         sa.Column("problem", sa.Text()),
     )
     op.create_table(
