@@ -1,13 +1,17 @@
 """The operator's door for machines, by its contract."""
 
+import json
 import re
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
 import requests
 
 from tests.support.github import GitHub
-from tests.support.server import OPERATOR_TOKEN, Serve, Server, wait_until
+from tests.support.server import KEY, OPERATOR_TOKEN, Serve, Server, sign, wait_until
 
 FIELDS = {
     "job_id",
@@ -31,6 +35,14 @@ FIELDS = {
     "result_url",
     "server_left",
 }
+SITE = """
+[[steps]]
+id = "queued"
+label = "Queued"
+[[steps]]
+id = "building"
+label = "Building"
+"""
 OPERATORS = {"progress_url", "badge_url", "server_id", "server_ip", "tailscale_ip"}
 
 
@@ -241,12 +253,82 @@ def test_jobs_are_filtered_by_status_and_agent(serve: Serve, job_id: str) -> Non
     assert ids(server.api("/api/jobs?agent_id=agent").json()) == []
 
 
+def test_jobs_are_filtered_by_condition_pipeline_run_and_time(
+    serve: Serve, job_id: str, tmp_path: Path
+) -> None:
+    (tmp_path / "site.toml").write_text(SITE)
+    server = serve(PIPELINES=str(tmp_path), GITHUB_WEBHOOK_SECRET=KEY, QUIET_AFTER="3600", LOST_AFTER="3600")
+    waiting, live, over, site = (f"{job_id}-{n}" for n in range(4))
+    server.report(waiting, "heartbeat", workflow_run_id=7, repository="a/b")
+    run = {"id": 7, "run_attempt": 1, "status": "waiting", "updated_at": None}
+    said = {"workflow_run": run, "repository": {"full_name": "a/b"}, "action": "requested"}
+    body = json.dumps(said).encode()
+    signature = f"sha256={sign(body)}"
+    headers = {"X-Hub-Signature-256": signature, "X-GitHub-Event": "workflow_run"}
+    assert server.post(body, **headers).status_code == 200
+    server.report(live, "vm_created", workflow_run_id="0099999999999999999")
+    noted = datetime.now(UTC).isoformat()
+    server.report(over, "failed", workflow_run_id=8)
+    server.report(over, "provisioning", workflow_run_id=9)
+    server.report(over, "failed", workflow_run_id=9)
+    server.report(site, "building", pipeline="site")
+    for query, found in {
+        "condition=waiting": [waiting],
+        "condition=live": [site, live],
+        "condition=over": [over],
+        "condition=lost": [],
+        "pipeline=site": [site],
+        "pipeline=site&condition=over": [],
+        "pipeline=nobody": [],
+        "run_id=8": [over],
+        "run_id=009": [over],
+        "run_id=99999999999999999": [live],
+        "run_id=10": [],
+        "since=2020-01-01": [site, over, live, waiting],
+        f"since={noted}": [site, over],
+        f"since={noted.replace('+', '%2B')}&status=failed": [over],
+        "since=2999-01-01T00:00:00Z": [],
+        "status=&condition=&agent_id=&pipeline=&run_id=&since=&before=": [site, over, live, waiting],
+    }.items():
+        assert ids(server.api(f"/api/jobs?{query}").json()) == found, query
+
+
+def test_a_jobs_callbacks_are_listed_newest_first_a_page_at_a_time(server: Server, job_id: str) -> None:
+    assert server.api(f"/api/jobs/{job_id}/callbacks").status_code == 404
+    now = round(time())
+    server.report(job_id, "provisioning", workflow_run_id=2, sent_at=now)
+    server.report(job_id, "heartbeat", workflow_run_id=2, note="half")
+    server.report(job_id, "vm_created", workflow_run_id=1)  # an older run
+    server.report(job_id, "failed", workflow_run_id=2, error="no capacity", unknown=["kept"])
+    path = f"/api/jobs/{job_id}/callbacks"
+    page = server.api(path).json()
+    assert page["before"] is None
+    told = [(each["milestone"], each["attempt"]) for each in page["callbacks"]]
+    assert told == [("failed", 1), ("vm_created", None), (None, 1), ("provisioning", 1)]
+    newest, oldest = page["callbacks"][0], page["callbacks"][-1]
+    assert set(newest) == {"attempt", "milestone", "arrived_at", "sent_at", "body"}
+    assert (newest["sent_at"], newest["body"]["unknown"]) == (None, ["kept"])
+    assert datetime.fromisoformat(oldest["sent_at"]).timestamp() == now
+    first = server.api(f"{path}?limit=3").json()
+    rest = server.api(path, params={"limit": "3", "before": first["before"]}).json()
+    assert first["callbacks"] + rest["callbacks"] == page["callbacks"]
+    assert rest["before"] is None
+
+
 @pytest.mark.parametrize(
     ("query", "named"),
     [
         *(f"limit={limit} limit".split() for limit in ("0", "201", "-1", "1.5", "x", "1e1", "%D9%A1", "0x1")),
         ("limit=", "limit"),
         ("status=done", "status"),
+        ("condition=dead", "condition"),
+        ("run_id=x", "run_id"),
+        ("run_id=-1", "run_id"),
+        ("run_id=123456789012345678901", "run_id"),
+        ("since=yesterday", "since"),
+        ("since=1700000000", "since"),
+        ("colour=blue", "colour"),
+        ("status=failed&status=running", "status"),
         ("status=Running", "status"),
         ("agent_id=%00", "agent_id"),
         ("agent_id=a%20b", "agent_id"),
@@ -305,3 +387,13 @@ def test_a_new_link_is_made_and_the_old_one_is_gone_for_good(server: Server, job
     assert requests.get(old, timeout=30).status_code == 404
     assert requests.get(new, timeout=30).status_code == 200
     assert server.api("/api/jobs/nobody/revoke", method="POST").status_code == 404
+
+
+@pytest.mark.parametrize("call", ["", "/retry POST", "/close POST", "/callbacks", " DELETE"])
+def test_an_unknown_parameter_is_named_by_every_call(server: Server, job_id: str, call: str) -> None:
+    server.report(job_id, "failed")
+    path, _, method = call.partition(" ")
+    answer = server.api(f"/api/jobs/{job_id}{path}?colour=blue", method=method or "GET")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("colour:")
+    assert server.job(job_id)["status"] == "failed"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,9 +22,19 @@ from webapp.storage.tables import db, jobs
 
 LARGEST_PAGE = 200
 FILTERS = ("status", "condition", "agent_id", "pipeline", "run_id", "since", "limit", "before")
+PARAMETERS = {"api.several": FILTERS, "api.callbacks": ("limit", "before")}  # the other calls have none
 
 bp = Blueprint("api", __name__, url_prefix="/api/jobs")
 bp.before_request(guard.require_token)
+
+
+@bp.before_request
+def read_query() -> None:
+    """Raises BadField for a parameter that is unknown or stands twice."""
+    known = PARAMETERS.get(request.endpoint or "", ())
+    for name, values in request.args.lists():
+        if name not in known or len(values) > 1:
+            raise BadField(f"{name[:64]}: {'given twice' if name in known else 'unknown parameter'}")
 
 
 @bp.post("")
@@ -82,8 +93,7 @@ def one(job_id: str) -> Response:
 @bp.get("/<id:job_id>/callbacks")
 def callbacks(job_id: str) -> Response:
     """A page of a job's callbacks, newest first, and the mark of the next."""
-    asked = _asked(("limit", "before"))
-    connection = db.session.connection()
+    asked, connection = request.args, db.session.connection()
     parts().views.find(connection, job_id) or abort(404)
     rows, before = callbacks_of(connection, job_id, _limit(asked), asked.get("before"))
     found = [
@@ -102,7 +112,7 @@ def callbacks(job_id: str) -> Response:
 @bp.get("")
 def several() -> Response:
     """A page of jobs, newest first, and the mark of the next."""
-    asked, ours, connection = _asked(FILTERS), parts(), db.session.connection()
+    asked, ours, connection = request.args, parts(), db.session.connection()
     filters = []
     if status := _one_of(asked, "status", STATUSES):
         filters.append(jobs.c.status == status)
@@ -122,22 +132,14 @@ def several() -> Response:
     return jsonify(jobs=[as_json(ours.views.of(row, connection)) for row in rows], before=before)
 
 
-def _asked(known: tuple[str, ...]) -> dict[str, str]:
-    """The query; raises BadField for a parameter that is unknown or stands twice."""
-    for name, values in request.args.lists():
-        if name not in known or len(values) > 1:
-            raise BadField(f"{name[:64]}: {'given twice' if name in known else 'unknown parameter'}")
-    return request.args.to_dict()
-
-
-def _limit(asked: dict[str, str]) -> int:
+def _limit(asked: Mapping[str, str]) -> int:
     limit = asked.get("limit", "50")
     if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
         raise BadField(f"limit: not a whole number from 1 to {LARGEST_PAGE}")
     return int(limit)
 
 
-def _one_of(asked: dict[str, str], name: str, words: tuple[str, ...]) -> str | None:
+def _one_of(asked: Mapping[str, str], name: str, words: tuple[str, ...]) -> str | None:
     value = asked.get(name) or None
     if value is not None and value not in words:
         raise BadField(f"{name}: not one of {', '.join(words)}")

@@ -1,4 +1,4 @@
-"""What is counted for `/metrics`; seconds with 100,000 jobs and 1,000,000 callbacks: below 0.1 in all."""
+"""What is counted for `/metrics`: 0.1 s with 100,000 jobs and 1,000,000 callbacks on a busy machine."""
 
 from collections.abc import Iterator
 
