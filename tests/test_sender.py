@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -152,6 +153,16 @@ def test_gives_up_on_a_receiver_that_hangs(receiver: Receiver) -> None:
     receiver.answers[:] = [lambda _: receiver.over.wait()]
     log = send(CALLBACK_URL=receiver.url, STATUS="running", RETRY_SECONDS="1")
     assert "gave no answer in 1 s" in log
+
+
+def test_an_interrupted_sender_fails_nothing_either(receiver: Receiver) -> None:
+    receiver.answers[:] = [lambda _: receiver.over.wait()]
+    fields = environment(CALLBACK_URL=receiver.url, STATUS="running", RETRY_SECONDS="60")
+    with subprocess.Popen([sys.executable, "-I", SENDER], env=fields, stdout=subprocess.PIPE) as process:
+        receiver.got.get(timeout=30)
+        process.send_signal(signal.SIGINT)
+        log, _ = process.communicate(timeout=30)
+    assert (process.returncode, b"interrupted" in log) == (0, True)
 
 
 def test_an_answer_that_trickles_in_does_not_stretch_the_bound(receiver: Receiver) -> None:

@@ -448,8 +448,9 @@ def stop_heartbeat() -> None:
     """End the heartbeat, if there is one, and show its log."""
     file = own_file("log")
     if file and file.exists():
-        say(file.read_text(errors="replace").rstrip("\n"))
-        file.unlink()
+        with suppress(OSError):  # Windows keeps what is open; the heartbeat then ends with the job
+            say(file.read_text(errors="replace").rstrip("\n"))
+            file.unlink()
 
 
 def say(text: str) -> None:
@@ -469,9 +470,12 @@ def command(name: str, text: str) -> None:
     say(f"::{name}::{text}")
 
 
-def warn(what: object, problem: Exception) -> None:
+def warn(what: object, problem: BaseException) -> None:
     """Say in the run's log what did not arrive."""
-    command("warning title=report-step", f"Milepost did not get the {what} callback: {problem}")
+    command(
+        "warning title=report-step",
+        f"Milepost did not get the {what} callback: {str(problem) or 'interrupted'}",
+    )
 
 
 def main() -> None:
@@ -491,7 +495,7 @@ def main() -> None:
             raise RefusedError("there is no STATUS, no STEP and no NOTE to report")
         if beat == "start":
             start_heartbeat()
-    except Exception as problem:  # a mistake in here must not fail a run either
+    except (Exception, KeyboardInterrupt) as problem:  # a mistake in here must not fail a run either
         warn("heartbeat" if beat or not fields else fields.get("status", "note"), problem)
     return None
 
