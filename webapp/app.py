@@ -17,6 +17,7 @@ from webapp.routes import api, assets, callbacks, metrics, middleware, operator,
 from webapp.rules.pipeline import BadPipeline, load
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage import database
+from webapp.storage.health import Health
 from webapp.storage.tables import db
 from webapp.storage.writer import Writer
 from webapp.streams.frames import frame_maker
@@ -52,20 +53,22 @@ def create_app() -> Flask:
     Migrate(app, db, directory=str(config.ROOT / "webapp" / "storage" / "migrations"))
     with app.app_context():
         engine = db.engine
-    database.prepare(engine)
+    files = database.prepare(engine)
     try:
         pipelines = load(settings.pipelines)
     except BadPipeline as error:
         raise config.BadSetting(f"PIPELINES {error}") from None
     views = Views(engine, settings)
     hub = Hub(engine, frame_maker(app.jinja_env.get_template("_steps.html"), engine, views))
+    writer = Writer(engine, files, pipelines, hub.wake)
     app.extensions["milepost"] = Parts(
         settings,
         pipelines,
         ShareLinks(settings.secret_key, "progress"),
         ShareLinks(settings.secret_key, "badge"),
         OperatorSignatures(settings.secret_key, settings.operator_token),
-        Writer(engine, pipelines, hub.wake),
+        writer,
+        Health(writer),
         views,
         hub,
         Refusals(),

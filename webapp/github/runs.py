@@ -15,6 +15,7 @@ from webapp.github.words import read_delivery, read_run
 from webapp.rules import progress
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.progress import Attempt, Word
+from webapp.storage.database import reason
 from webapp.storage.jobs import attempts_of, jobs_of_run, known_jobs, pipeline_of
 from webapp.storage.transaction import Move, Transaction
 from webapp.storage.writer import Writer
@@ -81,7 +82,7 @@ def ask_for_ever(writer: Writer, settings: Settings, pipelines: Mapping[str, Pip
             for attempt in due:
                 _try_to_ask(writer, settings, pipelines, attempt)
         except SQLAlchemyError as error:
-            logs.event("asking GitHub failed", cause=type(error).__name__)
+            logs.event("asking GitHub failed", cause=reason(error))
         except Exception:  # whatever it was, a greenlet that ended would ask no more
             logs.log.exception("asking GitHub failed")
 

@@ -10,15 +10,15 @@ from time import perf_counter
 from typing import Any
 
 from flask import Flask, Response, g, has_request_context, jsonify, render_template, request
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import BaseConverter
 
 from webapp import logs
 from webapp.config import Settings
+from webapp.parts import parts
 from webapp.rules.report import JOB_ID
-from webapp.storage.tables import db, jobs
+from webapp.storage.database import reason
 
 COMMENT = b": still here\n\n"
 COMMENT_CHUNK = b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT)
@@ -105,7 +105,7 @@ def say(error: HTTPException) -> Response:
 
 def unavailable(error: SQLAlchemyError) -> Response:
     """The database cannot answer now; whoever asked may try again."""
-    log.error("the database is not available: %s", type(error).__name__)
+    log.error("the database is not available: %s", reason(error))
     response = say(HTTPException("the database cannot answer now"))
     response.status_code = 503
     response.headers["Retry-After"] = "5"
@@ -136,9 +136,6 @@ def event_stream(events: Iterator[bytes]) -> Response:
 
 
 def healthz() -> tuple[str, int]:
-    """200 once the server and its migrated database work, 503 while the database does not."""
-    try:
-        db.session.execute(select(jobs.c.job_id).limit(1))
-    except SQLAlchemyError:
-        return "the database does not answer\n", 503
-    return "ok\n", 200
+    """200 while a callback could be stored, 503 and the reason while none could; answered within a second."""
+    problem = parts().health.problem()
+    return (f"{problem}\n", 503) if problem else ("ok\n", 200)

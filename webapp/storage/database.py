@@ -1,75 +1,191 @@
-"""How the two databases are opened: SQLite for one machine, PostgreSQL for more."""
+"""How the two databases are opened: SQLite for one machine, PostgreSQL for more. Every wait has a bound.
 
+gevent switches to other greenlets while psycopg waits, but not while sqlite3 does: so sqlite3 never waits
+for a lock by itself, and all that happens to its files is noticed by looking at them.
+"""
+
+import logging
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import psycopg
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, SQLAlchemyError
 
-BUSY_TIMEOUT = 5  # seconds that a writer waits for another process's transaction
+WRITES_WITHIN, READS_WITHIN = 5.0, 1.0  # seconds to wait for another's lock on SQLite's file
+CONNECTS_WITHIN, ANSWERS_WITHIN = 3, 5.0  # seconds, of PostgreSQL
+BOUNDS = (
+    "SET lock_timeout = '3s'; SET statement_timeout = '4s'; SET idle_in_transaction_session_timeout = '20s'"
+)
+LARGEST_WAL = 4 * 2**20  # bytes that the -wal keeps once it was written back
+PROBLEM = "the file that is open is not the one at its path"
+
+log = logging.getLogger(__name__)
+
+
+def reason(error: BaseException) -> str:
+    """The driver's own first line."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that is given up when the server, frozen or cut off, says nothing for long."""
+
+    bound: float | None = ANSWERS_WITHIN
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        """As psycopg's own; `timeout` is given only for waits that end well by it."""
+        if timeout is not None or self.bound is None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, self.bound)
+        except psycopg.errors._WaitTimeout:
+            self.close()
+            raise psycopg.OperationalError(f"no answer within {self.bound:g} seconds") from None
 
 
 def engine_options(database_url: str) -> dict[str, Any]:
-    """For `create_engine`; every wait has a bound."""
+    """For `create_engine`."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite":
         Path(url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return {
-            "connect_args": {
-                "timeout": BUSY_TIMEOUT,
-                "check_same_thread": False,
-                "isolation_level": None,  # BEGIN is ours, below
-            }
-        }
-    bounds = "-c lock_timeout=5s -c statement_timeout=15s -c idle_in_transaction_session_timeout=30s"
+        # BEGIN is ours, below, and so is the wait for a lock.
+        return {"connect_args": {"timeout": 0, "check_same_thread": False, "isolation_level": None}}
     return {
         "pool_size": 10,
         "max_overflow": 10,
-        "pool_timeout": 5,
+        "pool_timeout": 3,
         "pool_pre_ping": True,
-        "connect_args": {"connect_timeout": 5, "tcp_user_timeout": 10_000, "options": bounds},
+        "connect_args": {"connect_timeout": CONNECTS_WITHIN, "tcp_user_timeout": 5_000},
     }
 
 
-def prepare(engine: Engine) -> None:
-    """SQLite only: durable at each commit, readers beside one writer, writers in line from the start."""
-    if engine.dialect.name != "sqlite":
-        return
+def prepare(engine: Engine) -> "SQLiteFiles | None":
+    """Give an engine the ways in which its connections are opened and its transactions begun."""
+    if engine.dialect.name == "sqlite":
+        return SQLiteFiles(engine)
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> psycopg.Connection[Any]:
+        return BoundedConnection.connect(*arguments, **options)
 
     @event.listens_for(engine, "connect")
-    def _set_up(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
+    def _bound(connection: psycopg.Connection[Any], _: object) -> None:
+        connection.execute(BOUNDS)  # not as options of the connection, which pgbouncer refuses
+        connection.commit()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A reader that turned writer would fail at once with "locked".
-        if connection.get_execution_options().get("writes"):
-            _begin_immediate(connection)
-        else:
-            connection.exec_driver_sql("BEGIN")
+    return None
 
 
-def writing(engine: Engine) -> Connection:
-    """A connection for transactions that write."""
-    connection = engine.connect().execution_options(writes=True)
-    if engine.dialect.name == "sqlite":
-        connection.detach()
-        connection.connection.cursor().execute("PRAGMA busy_timeout=0")
+def unbounded(connection: Connection) -> Connection:
+    """The same connection, for statements of the terminal that may take long."""
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        driver.bound = None
+        driver.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+        driver.commit()
     return connection
 
 
-def _begin_immediate(connection: Connection) -> None:
-    """Wait in line here: inside sqlite3, which looks ever less often, the event loop would wait too."""
-    give_up_at = monotonic() + BUSY_TIMEOUT
+class SQLiteFiles:
+    """The open connections to SQLite's file, and whether it and its -wal are still what is at their paths.
+
+    SQLite goes on writing into a file that was deleted or exchanged, and what it writes is lost.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._path = Path(engine.url.database or "")
+        self._wal = Path(f"{self._path}-wal")
+        self._open: dict[sqlite3.Connection, Any] = {}  # with the identity of the files that each has open
+        self._was_open = False
+        event.listen(engine, "do_connect", self._before_connect)
+        event.listen(engine, "connect", self._set_up)
+        event.listen(engine, "close", lambda connection, _: self._open.pop(connection, None))
+        event.listen(engine, "begin", self._begin)
+
+    def are_kept(self) -> bool:
+        """Whether each connection has open what is at the path."""
+        now = self._identity()
+        return all(identity == now for identity in self._open.values())
+
+    def reopen(self) -> None:
+        """Close every connection of this process; the next use of the database opens the path anew.
+
+        First what is in a -wal without a name is saved into the file; and all have to go before one is
+        opened, or old and new ones would share the index of two different -wal files.
+        """
+        log.warning("the database is opened anew: %s", PROBLEM)
+        for connection in [*self._open]:
+            try:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                log.warning("what its -wal held may be lost: %s", reason(error))
+            connection.close()
+        self._open.clear()
+        self._engine.dispose()
+
+    def _identity(self) -> tuple[int, ...] | None:
+        try:
+            file, wal = self._path.stat(), self._wal.stat()
+        except FileNotFoundError:
+            return None
+        return file.st_dev, file.st_ino, wal.st_ino
+
+    def _before_connect(self, *_: object) -> None:
+        if self._was_open and not self._path.exists():  # SQLite would make an empty one
+            raise sqlite3.OperationalError("the database file is gone")
+
+    def _set_up(self, connection: sqlite3.Connection, _: object) -> None:
+        if not self._path.stat().st_size:  # new
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that `prune` can give space back
+        _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"), READS_WITHIN)
+        connection.execute("PRAGMA synchronous=FULL")  # durable at each commit
+        connection.execute(f"PRAGMA journal_size_limit={LARGEST_WAL}")
+        _patiently(
+            lambda: connection.execute("SELECT * FROM sqlite_master LIMIT 0"), READS_WITHIN
+        )  # opens -wal
+        self._open[connection] = self._identity()
+        self._was_open = True
+
+    def _begin(self, connection: Connection) -> None:
+        if not connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql("BEGIN")
+            # What the first SELECT would do, but where another process's lock can be waited for.
+            _patiently(lambda: connection.exec_driver_sql("PRAGMA user_version"), READS_WITHIN)
+            return
+        # A reader that turned writer would fail at once with "locked".
+        _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), WRITES_WITHIN)
+        if not self.are_kept():
+            connection.exec_driver_sql("ROLLBACK")
+            self.reopen()
+            connection.invalidate()
+            _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), WRITES_WITHIN)
+
+
+def _patiently(statement: Callable[[], object], within: float) -> None:
+    """Wait for a lock here: inside sqlite3 the event loop would wait, too."""
+    give_up_at = monotonic() + within
     while True:
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            statement()
             return
-        except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorcode", 0) != sqlite3.SQLITE_BUSY or monotonic() > give_up_at:
+        except (sqlite3.OperationalError, OperationalError) as error:
+            code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0)
+            if code & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > give_up_at:
                 raise
         sleep(0.001)
+
+
+def is_about_one_job(error: Exception) -> bool:
+    """Whether it is about what was to be stored, or another's lock on it, and not the database's trouble."""
+    is_locked = isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected)
+    return (
+        is_locked or not isinstance(error, SQLAlchemyError) or isinstance(error, IntegrityError | DataError)
+    )

@@ -3,9 +3,10 @@
 from alembic import context
 from sqlalchemy import text
 
+from webapp.storage.database import unbounded
 from webapp.storage.tables import db
 
-with db.engine.connect().execution_options(writes=True) as connection:
+with unbounded(db.engine.connect().execution_options(writes=True)) as connection:
     context.configure(connection=connection, target_metadata=db.metadata, render_as_batch=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
