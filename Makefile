@@ -8,7 +8,7 @@ LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
 WORKERS ?= 4# two for each core: most tests wait
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: help run test check test-provisioning lint $(LINTS) bench screenshots lock browser
+.PHONY: help run test check test-provisioning lint $(LINTS) coverage mutations bench screenshots lock browser
 .DELETE_ON_ERROR:
 
 run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
@@ -48,6 +48,14 @@ lint-provisioning:
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' Makefile | expand -t 20
+
+coverage: .venv/development browser ## which lines of webapp the tests run, those of servers and commands included
+	@rm -rf .coverage && mkdir .coverage
+	-$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --dist=worksteal --quiet --database=both
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+mutations: .venv/development browser ## break the code on purpose, fault by fault; ONLY=name for one
+	$(BIN)/python -m tests.mutations $(ONLY)
 
 bench: .venv/development ## measure; SCALE=0.1 for a small run
 	$(BIN)/python -m tests.bench --scale $(or $(SCALE),1)

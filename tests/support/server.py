@@ -59,7 +59,7 @@ class Server:
     root = ROOT
 
     def __init__(
-        self, folder: Path, database_url: str, preloaded: Preloads | None = None, **settings: str
+        self, folder: Path, database_url: str, preloaded: Preloads | None = None, /, **settings: str
     ) -> None:
         self._preloaded = preloaded
         self.port = free_port()
@@ -75,6 +75,7 @@ class Server:
             "SECRET_KEY": "the secret key of the tests",
             "OPERATOR_TOKEN": OPERATOR_TOKEN,
             "PYTHONUNBUFFERED": "1",
+            **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
             **settings,
         }
         self._process: subprocess.Popen[bytes] | Child | None = None

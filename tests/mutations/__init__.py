@@ -1,0 +1,1 @@
+"""Faults that the code could have, and the proof that the tests find them: `make mutations`."""
