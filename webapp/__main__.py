@@ -1,11 +1,13 @@
 """`make run`: secrets, migrations, links, then the server; on an empty database with a rehearsal."""
 
 import os
+import socket
 import subprocess
 import sys
 
 import flask_migrate
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import config
 from webapp.app import create_app
@@ -15,21 +17,45 @@ from webapp.storage.tables import db, jobs
 
 
 def main() -> None:
-    """Replace this process by the server, or exit with the setting that is wrong."""
+    """Replace this process by the server, or exit with a sentence that says why it cannot be."""
     os.chdir(config.ROOT)
-    os.environ.update(config.with_local_secrets(os.environ, make=True))
     try:
+        os.environ.update(config.with_local_secrets(config.given(), make=True))
         app = create_app()
+        with app.app_context():
+            flask_migrate.upgrade()
+            is_empty = db.session.scalar(select(jobs.c.job_id).limit(1)) is None
+            db.engine.dispose()
+            _can_listen(parts().settings)
+            print(f"Sign in: {sign_in_url(parts())}", flush=True)
     except config.BadSetting as error:
         sys.exit(f"milepost: {error}")
-    with app.app_context():
-        flask_migrate.upgrade()
-        is_empty = db.session.scalar(select(jobs.c.job_id).limit(1)) is None
-        db.engine.dispose()
-        print(f"Sign in: {sign_in_url(parts())}", flush=True)
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", error)).strip().split("\n")[0]
+        sys.exit(f"milepost: DATABASE_URL cannot be used: {said}")
+    except OSError as error:
+        sys.exit(f"milepost: {error.filename or ''} {error.strerror}".replace("  ", " "))
+    except KeyboardInterrupt:
+        sys.exit(130)
     if is_empty:
-        subprocess.Popen([sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"])
+        command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
+        subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", "wsgi:app"])
+
+
+def _can_listen(settings: config.Settings) -> None:
+    """Raises BadSetting where HOST and PORT are taken, or are not this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise config.BadSetting(
+            f"HOST and PORT: {settings.host}:{settings.port} cannot be listened at: {error.strerror}"
+        ) from None
 
 
 main()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask
 from flask_migrate import Migrate
@@ -49,6 +50,9 @@ def create_app() -> Flask:
     )
     if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
+    if below := urlsplit(settings.public_url).path:
+        app.wsgi_app = middleware.Below(app.wsgi_app, below)  # type: ignore[method-assign]
+        app.config["SESSION_COOKIE_PATH"] = below
     db.init_app(app)
     Migrate(app, db, directory=str(config.ROOT / "webapp" / "storage" / "migrations"))
     with app.app_context():
@@ -75,7 +79,7 @@ def create_app() -> Flask:
     )
     logs.set_up()
     middleware.set_up(app, settings)
-    assets.set_up(app)
+    assets.set_up(app, below)
     app.url_map.converters["id"] = middleware.JobId
     for door in (callbacks.bp, watch.bp, api.bp, metrics.bp, sign_in.bp, operator.bp):
         app.register_blueprint(door)

@@ -1,57 +1,71 @@
 """The terminal's door: the operator's verbs without a browser."""
 
-import os
-import secrets
-import subprocess
-import sys
-from time import sleep, time
+import json
+import tomllib
+from time import time
 
 import click
-import requests
 from flask.cli import with_appcontext
 from sqlalchemy import select
+from sqlalchemy.engine import make_url
 
-from webapp.config import CALLBACK_PATH, ROOT, Settings
+from webapp import check, rehearsal
+from webapp.config import ROOT
 from webapp.page.view import iso
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
+from webapp.rules.pipeline import BUILT_IN
 from webapp.storage.jobs import newest_jobs
 from webapp.storage.tables import db, jobs
 
-SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"
-RUN = ("", "vm_created", "network_configured", "ansible_started", "ansible_complete")
-STARTS_WITHIN = 30  # seconds
+as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
 @click.command()
 @click.argument("job_id")
+@as_json
 @with_appcontext
-def link(job_id: str) -> None:
+def link(job_id: str, as_json: bool) -> None:
     """Print the progress URL of a job."""
+    _tell_database()
     number = db.session.scalar(select(jobs.c.link).where(jobs.c.job_id == job_id))
     if number is None:
         raise click.ClickException(f"no job has the id {job_id}")
-    click.echo(parts().progress_url(job_id, number))
+    url = parts().progress_url(job_id, number)
+    click.echo(json.dumps({"job_id": job_id, "progress_url": url}) if as_json else url)
 
 
 @click.command("sign-in")
+@as_json
 @with_appcontext
-def sign_in() -> None:
+def sign_in(as_json: bool) -> None:
     """Print a fresh sign-in link: it works once, within ten minutes."""
-    click.echo(sign_in_url(parts()))
+    url = sign_in_url(parts())
+    click.echo(json.dumps({"sign_in_url": url}) if as_json else url)
 
 
 @click.command("jobs")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1))
+@as_json
 @with_appcontext
-def list_jobs(limit: int) -> None:
+def list_jobs(limit: int, as_json: bool) -> None:
     """List the jobs, newest first."""
+    _tell_database()
     connection = db.session.connection()
     rows, _ = newest_jobs(connection, limit)
-    for row in rows:
-        view = parts().views.of(row, connection)
+    views = [parts().views.of(row, connection) for row in rows]
+    if as_json:
+        click.echo(json.dumps({"jobs": [view.as_json() for view in views]}))
+        return
+    for view in views:
         agent = view.agent_id or "-"
-        click.echo(f"{iso(view.created_at)}  {view.status:12} {view.condition:6} {view.job_id}  {agent}")
+        click.echo(f"{iso(view.created_at)}  {view.status:12} {view.condition:7} {view.job_id}  {agent}")
+
+
+def _tell_database() -> None:
+    """On stderr: a terminal without the server's settings would answer from another database."""
+    url = make_url(parts().settings.database_url).render_as_string()
+    click.echo(f"Database: {url}", err=True)
 
 
 @click.command()
@@ -67,73 +81,41 @@ def prune(days: float) -> None:
 
 @click.command()
 @click.option("--pace", default=3.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS")
-@click.option("--fail-at", type=click.Choice(["provision", "configure"]))
+@click.option("--fail-at", metavar="FAILED_STEP", help="The step that fails, as a callback would name it.")
 @click.option("--job-id", help="Of the job to rehearse; a new one otherwise.")
+@click.option("--pipeline", default=BUILT_IN, show_default=True, metavar="NAME")
 @click.option("--wait", is_flag=True, help="For a server that is about to start.")
 @with_appcontext
-def rehearse(pace: float, fail_at: str | None, job_id: str | None, wait: bool) -> None:
+def rehearse(pace: float, fail_at: str | None, job_id: str | None, pipeline: str, wait: bool) -> None:
     """Send a whole run to the running server, through the sender that workflows use."""
-    settings = parts().settings
-    job_id = job_id or f"rehearsal-{secrets.token_hex(4)}"
-    server = _local(settings)
+    known, settings = parts().pipelines, parts().settings
+    if pipeline not in known:
+        raise click.ClickException(f"no pipeline is called {pipeline}; there are {', '.join(sorted(known))}")
     if wait:
-        _wait_for(server)
-    _register(server, settings.operator_token, job_id)
-    click.echo(f"Progress page: {parts().progress_url(job_id, 0)}")
-    reports = [{"STATUS": "provisioning", "STEP": step} for step in RUN]
-    end = {"STATUS": "running", "SERVER_ID": "4711", "SERVER_IP": "192.0.2.7", "TAILSCALE_IP": "100.64.0.7"}
-    if fail_at:
-        reports = reports[: 1 if fail_at == "provision" else 4]
-        error = f"A rehearsed failure of the step {fail_at}. No server was left behind."
-        end = {"STATUS": "failed", "FAILED_STEP": fail_at, "ERROR": error}
-    environment = {
-        **os.environ,
-        "CALLBACK_URL": server + CALLBACK_PATH,
-        "CALLBACK_SECRET": settings.callback_keys[0].decode(),
-        "JOB_ID": job_id,
-        "GITHUB_RUN_ID": str(int(time() * 1000)),
-        "GITHUB_RUN_ATTEMPT": "1",
-        "SUMMARY": "no",
-        "no_proxy": "*",
-    }
-    for report in [*reports, end]:
-        sleep(pace)
-        _send(environment | report)
+        rehearsal.wait_for(settings)
+    rehearsal.play(settings, known[pipeline], pace, fail_at, job_id)
 
 
-def _local(settings: Settings) -> str:
-    """Where the server of this machine listens."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+@click.command()
+def version() -> None:
+    """Print the version of Milepost."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    click.echo(f"{project['name']} {project['version']}")
 
 
-def _wait_for(server: str) -> None:
-    for _ in range(STARTS_WITHIN * 5):
-        try:
-            if requests.get(f"{server}/healthz", timeout=5).ok:
-                return
-        except requests.RequestException:
-            pass
-        sleep(0.2)
-    raise click.ClickException(f"no server answers at {server}")
+@click.command("check")
+@with_appcontext
+def look() -> None:
+    """Say what is wrong with this installation (exit code 1), and what is unwise."""
+    ours = parts()
+    problems = list(check.wrong(ours.settings, ours.pipelines, db.engine))
+    for problem in problems:
+        click.echo(f"wrong: {problem}")
+    for advice in check.unwise(ours.settings):
+        click.echo(f"unwise: {advice}")
+    if problems:
+        raise click.exceptions.Exit(1)
+    click.echo(f"Nothing is wrong. Pipelines: {', '.join(sorted(ours.pipelines))}.")
 
 
-def _register(server: str, token: str, job_id: str) -> None:
-    job = {"job_id": job_id, "agent_id": job_id, "region": "rehearsal", "dispatch": False}
-    headers = {"Authorization": f"Bearer {token}"}
-    try:
-        answer = requests.post(f"{server}/api/jobs", json=job, headers=headers, timeout=10)
-        answer.raise_for_status()
-    except requests.RequestException as error:
-        raise click.ClickException(f"the server at {server} did not take the job: {error}") from None
-
-
-def _send(environment: dict[str, str]) -> None:
-    said = subprocess.run(
-        [sys.executable, SENDER], env=environment, capture_output=True, text=True, check=True
-    )
-    if "::warning" in said.stdout:
-        raise click.ClickException(f"a callback was not delivered: {said.stdout}")
-
-
-COMMANDS = (link, sign_in, list_jobs, prune, rehearse)
+COMMANDS = (link, sign_in, list_jobs, prune, rehearse, version, look)

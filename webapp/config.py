@@ -26,6 +26,13 @@ CALLBACK_PATH = "/api/webhooks/github"
 LARGEST_BODY = 65_536  # bytes, of any request but GitHub's deliveries
 LARGEST_DELIVERY = 2**20  # those of runs have tens of thousands, a long commit message more
 OUR_PATHS = ("api", "events", "healthz", "jobs", "metrics", "p", "sign-in", "sign-out", "static")
+_NAMES = """
+HOST PORT DATABASE_URL GITHUB_CALLBACK_SECRET SECRET_KEY OPERATOR_TOKEN PUBLIC_URL PIPELINES
+DISPATCH_TOKEN DISPATCH_REPOSITORY DISPATCH_API_URL DISPATCH_WORKFLOW DISPATCH_REF GITHUB_WEBHOOK_SECRET
+NOTIFY_URLS NOTIFY_ON EMBED_ORIGINS OPERATOR_CONTACT QUIET_AFTER LOST_AFTER CALLBACK_MAX_SKEW
+REQUIRE_SENT_AT WEB_CONCURRENCY TRUSTED_PROXIES
+"""
+NAMES = frozenset(_NAMES.split())
 NOTIFIED = ("done", "failed", "cancelled", "lost")
 
 T = TypeVar("T")
@@ -124,8 +131,13 @@ def environment() -> Mapping[str, str]:
 
 def given() -> dict[str, str]:
     """What the operator set: `milepost.env`, and the environment over it."""
+    return in_file() | dict(os.environ)
+
+
+def in_file() -> dict[str, str]:
+    """What stands in `milepost.env`."""
     file = dotenv_values(ENV_FILE, interpolate=False)
-    return {name: value for name, value in file.items() if value is not None} | dict(os.environ)
+    return {name: value or "" for name, value in file.items()}
 
 
 def with_local_secrets(environ: Mapping[str, str], *, make: bool) -> dict[str, str]:

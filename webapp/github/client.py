@@ -46,9 +46,9 @@ def dispatch(settings: Settings, workflow: str, inputs: dict[str, str]) -> dict[
     """Start a run; returns `workflow_run_id` and `html_url` where the server tells them. Raises Refused."""
     path = f"workflows/{quote(workflow, safe='')}/dispatches"
     body = {"ref": settings.dispatch_ref, "inputs": inputs}
-    status, said = _ask(settings, workflow, "POST", path, json=body | {"return_run_details": True})
+    status, said = _ask(settings, "POST", path, json=body | {"return_run_details": True})
     if status == 422 and "return_run_details" in _message(said):  # Enterprise Server up to 3.19
-        status, said = _ask(settings, workflow, "POST", path, json=body)
+        status, said = _ask(settings, "POST", path, json=body)
     return _checked(settings, workflow, status, said)
 
 
@@ -62,7 +62,7 @@ def find_run(
     path = f"workflows/{quote(workflow, safe='')}/runs"
     created = datetime.fromtimestamp(since - 60, UTC).strftime(">=%Y-%m-%dT%H:%M:%SZ")  # clocks differ
     query = {"event": "workflow_dispatch", "created": created, "per_page": "100"}
-    found = _checked(settings, workflow, *_ask(settings, workflow, "GET", path, params=query))
+    found = _checked(settings, workflow, *_ask(settings, "GET", path, params=query))
     runs = found.get("workflow_runs")
     for run in runs if isinstance(runs, list) else ():
         is_named = isinstance(run, dict) and job_id in words(run.get("display_title"))
@@ -73,12 +73,16 @@ def find_run(
 
 def get_run(settings: Settings, run_id: str) -> dict[str, Any]:
     """A run as its latest attempt stands. Raises Refused."""
-    return _checked(settings, f"run {run_id}", *_ask(settings, "", "GET", f"runs/{run_id}"))
+    return _checked(settings, f"run {run_id}", *_ask(settings, "GET", f"runs/{run_id}"))
 
 
-def _ask(
-    settings: Settings, workflow: str, method: str, path: str, **options: Any
-) -> tuple[int, dict[str, Any]]:
+def get_workflow(settings: Settings, workflow: str) -> dict[str, Any]:
+    """A workflow that a dispatch runs. Raises Refused."""
+    path = f"workflows/{quote(workflow, safe='')}"
+    return _checked(settings, workflow, *_ask(settings, "GET", path))
+
+
+def _ask(settings: Settings, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
     """Status and JSON object of an answer, {} without a body. Raises Refused."""
 
     def prove(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -25,8 +25,11 @@ class Asset:
     gzipped: bytes
 
 
-def set_up(app: Flask) -> None:
-    """Serve `static/` and htmx; `asset(name)` gives templates the address, unknown names are errors."""
+def set_up(app: Flask, below: str) -> None:
+    """Serve `static/` and htmx; `asset(name)` gives templates the address, unknown names are errors.
+
+    `below` is the path of PUBLIC_URL.
+    """
     contents = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir() if path.is_file()}
     contents["htmx.js"] = htmx()
     assets = {name: _asset(name, content) for name, content in contents.items()}
@@ -44,7 +47,7 @@ def set_up(app: Flask) -> None:
 
     app.add_url_rule("/static/<name>", view_func=static)
     app.after_request(compress)
-    app.jinja_env.globals["asset"] = lambda name: assets[name].url
+    app.jinja_env.globals["asset"] = lambda name: below + assets[name].url
 
 
 def htmx() -> bytes:

@@ -31,6 +31,22 @@ class JobId(BaseConverter):
     regex = JOB_ID.pattern
 
 
+class Below:
+    """Serves an app below the path of PUBLIC_URL, whether the proxy strips that path or passes it on."""
+
+    def __init__(self, app: Any, path: str) -> None:
+        self._app = app
+        self._path = path
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """WSGI."""
+        path = environ["PATH_INFO"]
+        if path == self._path or path.startswith(f"{self._path}/"):
+            environ["PATH_INFO"] = path[len(self._path) :] or "/"
+        environ["SCRIPT_NAME"] = self._path
+        return self._app(environ, start_response)
+
+
 def set_up(app: Flask, settings: Settings) -> None:
     """Headers, errors and `/healthz` for an app."""
     policy = (

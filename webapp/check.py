@@ -1,0 +1,80 @@
+"""`flask check`: what is wrong with an installation, and what is unwise; no secret is told."""
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from webapp.config import ENV_FILE, INSTANCE, NAMES, ROOT, Settings, given, in_file
+from webapp.github.client import Refused, get_workflow
+from webapp.github.start import workflow_of
+from webapp.rules.pipeline import Pipeline
+
+MIGRATIONS = ROOT / "webapp" / "storage" / "migrations"
+
+
+def wrong(settings: Settings, pipelines: Mapping[str, Pipeline], engine: Engine) -> Iterator[str]:
+    """One sentence for each thing that keeps something from working."""
+    for name in in_file():
+        if name not in NAMES:
+            yield f"{name} in {ENV_FILE.name} is not a setting{_meant(name)}"
+    yield from _database(engine)
+    if settings.can_dispatch:
+        for workflow in sorted({workflow_of(pipeline, settings) for pipeline in pipelines.values()}):
+            try:
+                get_workflow(settings, workflow)
+            except Refused as refused:
+                yield str(refused)
+    for path in (ENV_FILE, INSTANCE, *_secret_files(settings)):
+        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            yield f"others on this machine may read {path}: chmod go= {path}"
+
+
+def unwise(settings: Settings) -> Iterator[str]:
+    """One sentence for each thing that works and should still be otherwise."""
+    for name in given():
+        if name not in NAMES and name not in in_file() and _meant(name):
+            yield f"{name} in the environment is not a setting{_meant(name)}"
+    is_https, is_local = settings.public_url.startswith("https:"), settings.host in ("127.0.0.1", "::1")
+    if not is_https and not (is_local and f":{settings.port}" in settings.public_url):
+        yield "PUBLIC_URL is not https: links and the session can be read on the way"
+    if is_https and not settings.trusted_proxies:
+        yield "TRUSTED_PROXIES is 0 though PUBLIC_URL is https: every client has the proxy's address"
+    if not settings.require_sent_at:
+        yield "REQUIRE_SENT_AT is no: a callback without sent_at can be sent again by whoever saw it"
+    if not settings.callback_max_skew:
+        yield "CALLBACK_MAX_SKEW is 0: an old callback can be sent again by whoever saw it"
+    if settings.can_dispatch and not settings.webhook_keys:
+        yield "GITHUB_WEBHOOK_SECRET is not set: GitHub is asked only after a job fell silent"
+    if not settings.operator_contact:
+        yield "OPERATOR_CONTACT is not set: when a job fails, nobody is named whom to ask"
+
+
+def _meant(name: str) -> str:
+    close = get_close_matches(name, NAMES, 1, 0.85)
+    return f": is {close[0]} meant?" if close else ""
+
+
+def _database(engine: Engine) -> Iterator[str]:
+    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    try:
+        with engine.connect() as connection:
+            has = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except SQLAlchemyError as error:
+        said = str(getattr(error, "orig", error)).strip().split("\n")[0]
+        yield f"DATABASE_URL cannot be used ({said}): flask db upgrade makes the tables"
+    else:
+        if has != head:
+            yield f"the database's schema is {has}, this Milepost needs {head}: flask db upgrade"
+
+
+def _secret_files(settings: Settings) -> list[Path]:
+    url = make_url(settings.database_url)
+    database = [Path(url.database or "")] if url.get_backend_name() == "sqlite" else []
+    return [path for path in (*INSTANCE.glob("*"), *database) if path.is_file() and os.access(path, os.R_OK)]
