@@ -25,6 +25,7 @@ def guess(server: Server, address: str, token: str = "not the token") -> int:
 # Sessions
 
 
+@pytest.mark.one_database
 def test_nothing_is_shown_before_signing_in(office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning")
     stranger = Operator(office)
@@ -37,6 +38,7 @@ def test_nothing_is_shown_before_signing_in(office: Server, job_id: str) -> None
     assert (live.status_code, live.headers["HX-Redirect"]) == (401, "/sign-in?next=/?q%3Dx")
 
 
+@pytest.mark.one_database
 def test_a_wrong_token_is_refused_and_told_beside_its_field(office: Server) -> None:
     stranger = Operator(office)
     answer = stranger.sign_in("not the operator token")
@@ -87,6 +89,7 @@ def test_a_session_ends_and_signing_in_again_returns_to_the_page_that_was_asked_
     assert operator.sign_in(on=form.headers["Location"]).headers["Location"] == f"/jobs/{job_id}"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "elsewhere",
     ["//evil.example", "/\\evil.example", "https://evil.example", "/\t/evil.example", "evil", " /"],
@@ -147,6 +150,7 @@ def test_who_signs_in_anew_has_one_session_and_not_two(operator: Operator, offic
     assert answer.status_code == 303
 
 
+@pytest.mark.one_database
 def test_a_secret_that_a_stranger_has_planted_never_becomes_a_session(office: Server) -> None:
     victim = Operator(office)
     victim.cookies.set("milepost", "planted", domain="127.0.0.1", path="/")
@@ -173,6 +177,7 @@ def test_a_new_operator_token_signs_everyone_out_and_ends_the_links(serve: Serve
 # Sign-in links
 
 
+@pytest.mark.one_database
 def test_a_printed_link_signs_in_once_by_its_button_and_never_by_a_look(office: Server) -> None:
     link = office.flask("sign-in").stdout.strip()
     assert link.startswith(f"{office.url}/sign-in?key=")
@@ -189,6 +194,7 @@ def test_a_printed_link_signs_in_once_by_its_button_and_never_by_a_look(office: 
     assert other.ask().status_code == 303
 
 
+@pytest.mark.one_database
 def test_a_used_link_does_not_work_in_another_spelling_of_its_key(office: Server) -> None:
     page = office.flask("sign-in").stdout.strip().removeprefix(office.url)
     assert Operator(office).submit("/sign-in", page).status_code == 303
@@ -226,6 +232,7 @@ def test_two_links_of_the_same_second_both_work(office: Server) -> None:
 # Tries
 
 
+@pytest.mark.one_database
 def test_after_ten_wrong_tokens_an_address_waits_but_the_right_token_enters(
     serve: Serve, job_id: str
 ) -> None:
@@ -249,6 +256,7 @@ def test_after_ten_wrong_tokens_an_address_waits_but_the_right_token_enters(
     assert Operator(server).submit("/sign-in", link).status_code == 303
 
 
+@pytest.mark.one_database
 def test_ten_wrong_tokens_at_the_api_are_401_and_more_are_429(serve: Serve) -> None:
     server = serve(**BEHIND_PROXY)
     assert [guess(server, "192.0.2.1") for _ in range(12)] == [401] * 10 + [429] * 2
@@ -256,6 +264,7 @@ def test_ten_wrong_tokens_at_the_api_are_401_and_more_are_429(serve: Serve) -> N
     assert guess(server, "192.0.2.1", OPERATOR_TOKEN) == 200
 
 
+@pytest.mark.one_database
 def test_of_sixty_bodies_held_back_and_let_go_together_ten_are_looked_at(serve: Serve) -> None:
     server = serve()
     stranger = Operator(server)
@@ -281,6 +290,7 @@ def test_of_sixty_bodies_held_back_and_let_go_together_ten_are_looked_at(serve: 
     assert (answers.count(b"403"), answers.count(b"429")) == (10, 50)
 
 
+@pytest.mark.one_database
 def test_all_addresses_of_an_ipv6_network_count_as_one(serve: Serve) -> None:
     server = serve(**BEHIND_PROXY)
     assert [guess(server, f"2001:db8:1:2:{n:x}::{n}") for n in range(1, 11)] == [401] * 10
@@ -289,6 +299,7 @@ def test_all_addresses_of_an_ipv6_network_count_as_one(serve: Serve) -> None:
     assert [guess(server, f"::ffff:192.0.2.{n}") for n in range(12)] == [401] * 12  # these are IPv4's
 
 
+@pytest.mark.one_database
 def test_each_of_two_processes_refuses_after_ten(serve: Serve) -> None:
     server = serve(WEB_CONCURRENCY="2", **BEHIND_PROXY)
     answers = [guess(server, "192.0.2.1") for _ in range(60)]
@@ -300,6 +311,7 @@ def test_each_of_two_processes_refuses_after_ten(serve: Serve) -> None:
 # Tokens that open one thing
 
 
+@pytest.mark.one_database
 def test_a_badge_opens_the_badge_alone_and_a_page_no_badge(server: Server, job_id: str) -> None:
     server.report(job_id, "ansible_started")
     page, badge = server.link(job_id), server.job(job_id)["badge_url"]

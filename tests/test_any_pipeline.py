@@ -73,6 +73,7 @@ def test_a_failure_stands_where_the_file_says(deployer: Server, job_id: str) -> 
     assert shown(deployer, other)[1] == ("building", "error")
 
 
+@pytest.mark.one_database
 def test_an_unknown_pipeline_is_named_and_nothing_is_stored(deployer: Server, job_id: str) -> None:
     body = f'{{"job_id": "{job_id}", "status": "provisioning", "pipeline": "nope"}}'.encode()
     answer = deployer.post(body)
@@ -106,6 +107,7 @@ def test_a_job_keeps_its_steps_whatever_becomes_of_the_file(
     assert deployer.page(job_id)["steps"][2]["label"] == "Shipping"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("fail_at", ["", "build_assets"])
 def test_any_pipeline_is_rehearsed(deployer: Server, job_id: str, fail_at: str) -> None:
     options = ["--fail-at", fail_at] if fail_at else []
@@ -114,6 +116,7 @@ def test_any_pipeline_is_rehearsed(deployer: Server, job_id: str, fail_at: str) 
     assert states == (["completed", "error", "pending"] if fail_at else ["completed"] * 3)
 
 
+@pytest.mark.one_database
 def test_a_broken_file_stops_the_start_with_one_sentence(deployer: Server, tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("steps = 3")
     deployer.environ["PIPELINES"] = str(tmp_path)

@@ -50,6 +50,7 @@ def ids(page: dict[str, Any]) -> list[str]:
     return [job["job_id"] for job in page["jobs"]]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "authorization",
     ["", "Bearer", "Bearer wrong", f"Basic {OPERATOR_TOKEN}", f"Bearer {OPERATOR_TOKEN}x", "Bearer é"],
@@ -126,6 +127,7 @@ def test_another_unfinished_job_of_the_agent_is_in_the_way_until_it_ends_or_is_l
     assert server.api("/api/jobs", json=third).status_code == 201
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -153,6 +155,7 @@ def test_a_bad_field_is_named(server: Server, fields: dict[str, object], named: 
     assert answer.json()["error"].startswith(f"{named}:")
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"\xff", b'{"agent_id": "a", "agent_id": "b"}', b'{"a": NaN}']
 )
@@ -162,11 +165,13 @@ def test_a_body_that_is_not_strict_json_is_a_400(server: Server, body: bytes) ->
     assert set(answer.json()) == {"error"}
 
 
+@pytest.mark.one_database
 def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
     body = b'{"agent_id": "' + b"a" * 70_000 + b'"}'
     assert server.api("/api/jobs", data=body).status_code == 413
 
 
+@pytest.mark.one_database
 def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str) -> None:
     for fields in ({"dispatch": True}, {"dispatch": None}):
         answer = server.create(job_id, **fields)
@@ -176,6 +181,7 @@ def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str
     assert server.api(f"/api/jobs/{job_id}").status_code == 404
 
 
+@pytest.mark.one_database
 def test_a_job_that_github_refuses_is_kept_with_the_reason(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
@@ -196,6 +202,7 @@ def test_an_unknown_job_is_a_404_in_json(server: Server, job_id: str) -> None:
         assert set(answer.json()) == {"error"}
 
 
+@pytest.mark.one_database
 def test_an_unknown_method_is_a_405_in_json(server: Server) -> None:
     answer = server.api("/api/jobs", method="DELETE")
     assert answer.status_code == 405
@@ -315,6 +322,7 @@ def test_a_jobs_callbacks_are_listed_newest_first_a_page_at_a_time(server: Serve
     assert rest["before"] is None
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("query", "named"),
     [
@@ -389,6 +397,7 @@ def test_a_new_link_is_made_and_the_old_one_is_gone_for_good(server: Server, job
     assert server.api("/api/jobs/nobody/revoke", method="POST").status_code == 404
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("call", ["", "/retry POST", "/close POST", "/callbacks", " DELETE"])
 def test_an_unknown_parameter_is_named_by_every_call(server: Server, job_id: str, call: str) -> None:
     server.report(job_id, "failed")

@@ -7,6 +7,8 @@ import requests
 
 from tests.support.server import Serve, Server
 
+pytestmark = pytest.mark.one_database
+
 BELOW = "/status/milepost"
 
 

@@ -62,6 +62,7 @@ def check_refusal(answer: requests.Response, status: int, names: str = "") -> No
 # Method
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "BREW"])
 def test_only_post_is_taken(server: Server, job_id: str, method: str) -> None:
     body = b"x" * (LIMIT + 1) if method == "PUT" else callback(job_id)
@@ -76,6 +77,7 @@ def test_only_post_is_taken(server: Server, job_id: str, method: str) -> None:
     assert not is_known(server, job_id)
 
 
+@pytest.mark.one_database
 def test_another_path_is_no_door_and_never_a_redirect(server: Server, job_id: str) -> None:
     body = callback(job_id)
     for path in (f"{CALLBACKS}/", f"{CALLBACKS}/x"):
@@ -98,6 +100,7 @@ def chunks(body: bytes) -> Iterator[bytes]:
         yield body[start : start + 10_000]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("send", [bytes, chunks], ids=["declared", "streamed"])
 def test_the_limit_is_exact(server: Server, job_id: str, send: Callable[[bytes], Any]) -> None:
     largest, larger = padded(job_id, LIMIT), padded(f"{job_id}x", LIMIT + 1)
@@ -112,6 +115,7 @@ def test_the_limit_is_exact(server: Server, job_id: str, send: Callable[[bytes],
     assert is_known(server, job_id)
 
 
+@pytest.mark.one_database
 def test_a_body_far_over_the_limit_is_answered_before_it_is_read(server: Server) -> None:
     for head in (b"Content-Length: 99999999999\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3B9ACA00\r\n"):
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
@@ -123,6 +127,7 @@ def test_a_body_far_over_the_limit_is_answered_before_it_is_read(server: Server)
 # Signature
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "wrap", [str, str.upper, "sha256={}".format, lambda s: f"sha256={s.upper()}", "{} ".format]
 )
@@ -137,6 +142,7 @@ def test_a_signature_may_be_of_either_case_with_or_without_its_prefix(
     }
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -171,6 +177,7 @@ def test_a_signature_that_is_malformed_or_wrong_is_a_401(
     assert not is_known(server, job_id)
 
 
+@pytest.mark.one_database
 def test_a_signature_holds_for_its_bytes_and_key_alone_and_says_nothing_of_the_job(
     server: Server, job_id: str
 ) -> None:
@@ -188,6 +195,7 @@ def test_a_signature_holds_for_its_bytes_and_key_alone_and_says_nothing_of_the_j
     assert server.page(job_id)["status"] == "provisioning"
 
 
+@pytest.mark.one_database
 def test_during_a_rotation_each_key_is_good(lenient: Server, job_id: str) -> None:
     for key, milestone in ((KEY, "provisioning"), (OLD_KEY, "running"), (GITHUB_KEY, "failed")):
         assert lenient.post(callback(job_id, status=milestone), key).ok
@@ -267,6 +275,7 @@ def test_what_json_knows_is_taken(server: Server, job_id: str, value: str) -> No
     assert is_known(server, job_id)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "value",
     [
@@ -312,6 +321,7 @@ def test_what_json_does_not_know_is_a_400(server: Server, job_id: str, value: st
     assert not is_known(server, job_id)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -344,6 +354,7 @@ def test_what_is_not_one_object_in_utf_8_is_a_400(
     assert not is_known(server, job_id)
 
 
+@pytest.mark.one_database
 def test_the_content_type_is_not_judged_and_a_content_encoding_is(server: Server, job_id: str) -> None:
     for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded", "multipart/x", "?"):
         assert server.post(callback(job_id), **{"Content-Type": kind}).ok
@@ -357,6 +368,7 @@ def test_the_content_type_is_not_judged_and_a_content_encoding_is(server: Server
 # The order of the checks
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("body", "is_right", "status", "names"),
     [
@@ -377,6 +389,7 @@ def test_the_first_fault_in_the_contracts_order_is_answered(
 # sent_at
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("apart", [-290, 290, 0])
 def test_a_sent_at_within_the_skew_is_taken(server: Server, job_id: str, apart: float) -> None:
     at = time.time() + apart
@@ -384,12 +397,14 @@ def test_a_sent_at_within_the_skew_is_taken(server: Server, job_id: str, apart: 
     assert server.job(job_id)["steps"][1]["started_at"][:19] == iso(at)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("apart", [-310, 310, 1e300, -1e300])
 def test_a_sent_at_outside_the_skew_is_a_401(server: Server, job_id: str, apart: float) -> None:
     check_refusal(server.post(callback(job_id, sent_at=time.time() + apart)), 401, "sent_at")
     assert not is_known(server, job_id)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("value", [True, False, "1", "now", [], {}, [time.time()]])
 def test_a_sent_at_that_is_no_number_is_a_400(server: Server, job_id: str, value: object) -> None:
     check_refusal(server.post(callback(job_id, sent_at=value)), 400, "sent_at")
@@ -434,6 +449,7 @@ def test_a_job_id_is_1_to_64_of_its_alphabet(server: Server, job_id: str, shape:
     assert server.job(shape.format(job_id)[:64])["status"] == "provisioning"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -456,6 +472,7 @@ def test_a_field_that_breaks_its_rule_is_a_400_that_names_it(
     assert not is_known(server, job_id)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
@@ -484,6 +501,7 @@ def test_an_unknown_step_is_kept_and_a_sign_of_life_and_moves_nothing(
     assert server.report(job_id, "provisioning", step=step), "kept, so the same again is a duplicate"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("fields", "failed_step"),
     [
@@ -512,6 +530,7 @@ def test_an_error_is_kept_without_escape_sequences_and_controls(server: Server, 
     assert server.page(job_id)["error"] == "no\n\tx room"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
@@ -526,6 +545,7 @@ def test_a_server_id_is_text_or_an_integer_or_dropped(
     assert server.job(job_id)["server_id"] == kept
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
@@ -591,6 +611,7 @@ def say(server: Server, request: bytes) -> bytes:
     return answer
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "framing",
     [
@@ -628,6 +649,7 @@ def test_malformed_http_is_never_a_200_and_stores_nothing(server: Server, job_id
     server.report(job_id, "provisioning")
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "line",
     [
@@ -747,12 +769,14 @@ def bash(server: Server, job_id: str, script: str) -> str:
     return done.stdout
 
 
+@pytest.mark.one_database
 def test_the_snippet_of_a_workflow_is_taken_as_it_is(server: Server, job_id: str) -> None:
     assert json.loads(bash(server, job_id, SNIPPET))["received"] is True
     assert json.loads(bash(server, job_id, SNIPPET))["duplicate"]
     assert server.page(job_id)["error"] == '"quoted" $(id) \'é\\n😀\nnext line'
 
 
+@pytest.mark.one_database
 def test_the_readmes_snippet_works(server: Server, job_id: str) -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (snippet,) = (block for block in blocks if "openssl" in block)
@@ -763,6 +787,7 @@ def test_the_readmes_snippet_works(server: Server, job_id: str) -> None:
 # Last, after all of the above
 
 
+@pytest.mark.one_database
 def test_no_secret_and_no_link_is_in_the_log(server: Server, job_id: str) -> None:
     server.report(job_id, "failed", error="an error that may hold a secret")
     link = server.link(job_id)
@@ -787,6 +812,7 @@ def test_no_secret_and_no_link_is_in_the_log(server: Server, job_id: str) -> Non
     assert "Traceback" not in log
 
 
+@pytest.mark.one_database
 def test_no_spelling_of_the_path_is_redirected(server: Server, job_id: str) -> None:
     body = json.dumps({"job_id": job_id, "status": "provisioning"}).encode()
     headers = {"X-Signature": sign(body)}

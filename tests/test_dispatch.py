@@ -27,6 +27,7 @@ def test_a_start_asks_github_for_a_run_with_the_four_inputs(
     assert REPOSITORY in answer.json()["run_url"]
 
 
+@pytest.mark.one_database
 def test_a_server_that_tells_no_details_is_asked_again_without(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
@@ -58,6 +59,7 @@ def test_two_jobs_of_an_agent_at_the_same_time_are_one(
     assert sum(at_github.dispatched(job) for job in jobs) == 1
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("status", "message", "headers", "cause"),
     [
@@ -95,6 +97,7 @@ def test_a_refusal_names_the_cause_and_the_cure(
     assert at_github.dispatched(job_id) == 0
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "body",
     [
@@ -115,6 +118,7 @@ def test_an_answer_that_is_not_githubs_is_no_dispatch(
     assert "DISPATCH_API_URL" in answer.json()["error"]
 
 
+@pytest.mark.one_database
 def test_a_github_that_is_away_is_told_and_the_job_kept(serve: Serve, job_id: str) -> None:
     settings = GitHub(url="http://127.0.0.1:9").settings
     server = serve(**settings)
@@ -123,6 +127,7 @@ def test_a_github_that_is_away_is_told_and_the_job_kept(serve: Serve, job_id: st
     assert "DISPATCH_API_URL" in answer.json()["error"]
 
 
+@pytest.mark.one_database
 def test_a_hanging_github_is_given_up_and_its_late_run_is_not_started_twice(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
@@ -141,6 +146,7 @@ def test_a_hanging_github_is_given_up_and_its_late_run_is_not_started_twice(
     assert str(at_github.runs[-1]["id"]) in answer.json()["run_url"]
 
 
+@pytest.mark.one_database
 def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str) -> None:
     answer = server.create(job_id)
     assert answer.status_code == 409
@@ -148,6 +154,7 @@ def test_without_dispatch_settings_nothing_is_stored(server: Server, job_id: str
     assert server.api(f"/api/jobs/{job_id}").status_code == 404
 
 
+@pytest.mark.one_database
 def test_the_token_goes_nowhere_but_to_github(dispatcher: Server, at_github: GitHub, job_id: str) -> None:
     at_github.refuse(307, "", Location=f"{at_github.url}/elsewhere")
     dispatcher.create(job_id)

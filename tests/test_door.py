@@ -17,6 +17,8 @@ import requests
 from tests.support.load import Client, request
 from tests.support.server import CALLBACKS, ROOT, Serve, Server, sign, wait_until
 
+pytestmark = pytest.mark.one_database
+
 
 def connect(server: Server, sent: bytes = b"") -> socket.socket:
     """A connection on which these bytes were sent."""

@@ -99,6 +99,7 @@ def test_a_commit_that_fails_is_never_acknowledged(serve: Serve, job_id: str) ->
     assert server.post(provisioning(job_id, "vm_created")).json()["duplicate"] is False
 
 
+@pytest.mark.one_database
 def test_a_page_whose_worker_is_killed_comes_back_by_itself_with_the_newest_state(
     serve: Serve, browser: Browser, job_id: str
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_page_whose_worker_is_killed_comes_back_by_itself_with_the_newest_stat
     page.close()
 
 
+@pytest.mark.one_database
 def test_streams_whose_worker_is_killed_return_to_the_next_with_the_newest_state(
     serve: Serve, job_id: str
 ) -> None:
@@ -136,6 +138,7 @@ def test_streams_whose_worker_is_killed_return_to_the_next_with_the_newest_state
             assert 'data-step="installing" data-state="active"' in back.next()["data"]
 
 
+@pytest.mark.one_database
 def test_clients_that_connect_and_say_nothing_keep_nobody_waiting(server: Server, job_id: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -161,6 +164,7 @@ def deaf(server: Server, path: str) -> Iterator[socket.socket]:
         yield client
 
 
+@pytest.mark.one_database
 def test_a_client_that_stops_reading_costs_little_and_is_let_go_of_when_it_is_gone(
     serve: Serve, job_id: str
 ) -> None:

@@ -140,6 +140,7 @@ def test_no_change_is_lost_however_fast_they_come(serve: Serve) -> None:
             all_show(client, dict(enumerate(newest * 2)))
 
 
+@pytest.mark.one_database
 def test_a_burst_of_changes_is_few_frames_and_the_newest_of_them(server: Server, job_id: str) -> None:
     server.report(job_id, "provisioning")
     with watching(server, [job_id]) as client:
@@ -150,6 +151,7 @@ def test_a_burst_of_changes_is_few_frames_and_the_newest_of_them(server: Server,
         assert len(client.arrivals) <= 3 + load.seconds / SHORTEST_INTERVAL
 
 
+@pytest.mark.one_database
 def test_silence_alone_is_shown_and_so_is_its_end(serve: Serve, job_id: str) -> None:
     server = serve(QUIET_AFTER="0.5", LOST_AFTER="1")
     server.report(job_id, "provisioning")
@@ -161,6 +163,7 @@ def test_silence_alone_is_shown_and_so_is_its_end(serve: Serve, job_id: str) -> 
         assert 'data-condition="live"' in events.next()["data"]
 
 
+@pytest.mark.one_database
 def test_a_stream_on_a_job_that_is_over_says_so_and_ends(server: Server, job_id: str) -> None:
     server.report(job_id, "failed", error="no room")
     with closing(server.events(job_id)) as events:

@@ -9,11 +9,14 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import pytest
 import requests
 
 from tests.support.github import TOKEN, GitHub
 from tests.support.operator import Operator, signed_in
 from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, Server, wait_until
+
+pytestmark = pytest.mark.one_database
 
 FORGED = '\r\n{"event": "forged"}\n\u2028\x1b[2K"'
 

@@ -36,6 +36,7 @@ def value(server: Server, name: str) -> float:
     return sum(value for each, _, value in scrape(server) if each == name)
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("authorization", ["", "Bearer wrong"])
 def test_metrics_are_for_a_client_that_bears_the_token(server: Server, authorization: str) -> None:
     answer = requests.get(f"{server.url}/metrics", headers={"Authorization": authorization}, timeout=30)
@@ -70,6 +71,7 @@ def test_jobs_and_callbacks_are_counted_in_the_database_the_same_by_every_proces
         assert value(each, "milepost_notifications_waiting") == 0
 
 
+@pytest.mark.one_database
 def test_what_only_a_process_knows_names_its_process(serve: Serve, job_id: str) -> None:
     server = serve()
     server.report(job_id, "provisioning")

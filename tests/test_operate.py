@@ -24,6 +24,7 @@ def jobs_in(page: str) -> list[str]:
 # Forms
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("path", FORMS)
 def test_a_forged_form_does_nothing(
     operator: Operator, office: Server, at_github: GitHub, job_id: str, path: str
@@ -51,6 +52,7 @@ def test_a_forged_form_does_nothing(
 # The list
 
 
+@pytest.mark.one_database
 def test_an_empty_list_says_how_to_start(serve: Serve) -> None:
     server = serve()
     page = signed_in(server).see()
@@ -99,6 +101,7 @@ def test_jobs_are_found_by_status_by_condition_and_by_the_start_of_an_id(serve: 
     assert counts == {"live": "1", "quiet": "0", "lost": "1", "failed": "1", "running": "1"}
 
 
+@pytest.mark.one_database
 def test_a_search_for_what_no_id_can_be_says_so(operator: Operator) -> None:
     for search in ("%25", "%00", "a b", "x" * 65, "<script>"):
         page = operator.see(f"/?q={search}")
@@ -135,6 +138,7 @@ def test_a_job_is_started_from_the_form(operator: Operator, at_github: GitHub, j
     assert str(at_github.runs[-1]["html_url"]) in page or str(at_github.runs[-1]["id"]) in page
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("field", "value"),
     [("agent_id", ""), ("agent_id", "a b"), ("region", "x" * 65), ("job_id", "../x"), ("job_id", '"><b>')],
@@ -164,6 +168,7 @@ def test_a_job_that_is_in_the_way_and_a_missing_setting_are_told_in_words(
     assert "set DISPATCH_TOKEN and DISPATCH_REPOSITORY" in answer.text
 
 
+@pytest.mark.one_database
 def test_what_github_refuses_is_told_by_the_job(operator: Operator, at_github: GitHub, job_id: str) -> None:
     at_github.refuse(401, "Bad credentials")
     answer = operator.submit("/", agent_id=f"agent-{job_id}", job_id=job_id, dispatch="on")
@@ -252,6 +257,7 @@ def test_a_link_that_is_no_longer_shared_is_dead_and_its_streams_end(
     assert office.states(job_id)[3] == "active"
 
 
+@pytest.mark.one_database
 def test_no_page_of_the_operator_is_kept_or_leaked(operator: Operator, office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning")
     for path in ("/", f"/jobs/{job_id}", "/sign-in", "/jobs/nobody"):
@@ -265,6 +271,7 @@ def test_no_page_of_the_operator_is_kept_or_leaked(operator: Operator, office: S
 # In a browser
 
 
+@pytest.mark.one_database
 def test_a_person_signs_in_starts_a_job_sees_it_move_retries_it_and_stops_sharing_it(
     browser: Browser, office: Server, at_github: GitHub, job_id: str
 ) -> None:
@@ -307,6 +314,7 @@ def test_a_person_signs_in_starts_a_job_sees_it_move_retries_it_and_stops_sharin
     page.close()
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (360, "dark")])
 def test_the_pages_can_be_read_and_used_by_everyone(
     browser: Browser, office: Server, job_id: str, width: int, scheme: Literal["light", "dark"]

@@ -14,6 +14,8 @@ from werkzeug.test import Client
 from tests.support.gallery import STATES, create_app
 from tests.support.server import Serve, Server, new_job_id
 
+pytestmark = pytest.mark.one_database
+
 RUN = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 STEP_TAKES = 10  # seconds
 

@@ -13,6 +13,8 @@ from tests.screenshots import SCHEMES, served, show
 from tests.support.gallery import STATES
 from tests.support.server import Serve, Server
 
+pytestmark = pytest.mark.one_database
+
 RUN = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 HEADLINES = (
     "The server is being created, and it moves.",

@@ -15,6 +15,8 @@ import yaml
 from tests.support.receiver import KEY, SENDER, Receiver, receiving, snippet
 from tests.support.server import sign, wait_until
 
+pytestmark = pytest.mark.one_database
+
 BUILD = {"done": "echo built", "fails": "echo no space left; exit 1", "hangs": "exec sleep 600"}
 
 

@@ -86,6 +86,7 @@ def test_an_agent_that_another_job_is_for_is_not_provisioned_twice(dispatcher: S
     assert f"{job_id}-2" in answer.json()["error"]
 
 
+@pytest.mark.one_database
 def test_what_github_refuses_is_kept_and_can_be_tried_again(
     dispatcher: Server, at_github: GitHub, job_id: str
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_job_that_callbacks_registered_cannot_be_tried_again(dispatcher: Serve
     assert "Retry" not in signed_in(dispatcher).see(f"/jobs/{job_id}")
 
 
+@pytest.mark.one_database
 def test_without_dispatch_settings_nothing_is_tried(server: Server, job_id: str) -> None:
     server.create(job_id, dispatch=False)
     server.report(job_id, "failed")
@@ -133,6 +135,7 @@ def test_the_old_attempts_stay_readable_with_their_own_times_and_errors(
     assert older.count("<time") > newer.count("<time")
 
 
+@pytest.mark.one_database
 def test_the_button_tells_what_stands_in_the_way(dispatcher: Server, job_id: str) -> None:
     operator = signed_in(dispatcher)
     dispatcher.create(job_id)

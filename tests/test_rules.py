@@ -46,6 +46,7 @@ def tell(server: Server, job_id: str, *texts: str) -> list[bool]:
 # The table of steps
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("furthest", "status", "steps"),
     [
@@ -66,6 +67,7 @@ def test_the_furthest_report_implies_those_that_were_lost(
     assert page["condition"] == ("over" if status == "running" else "live")
 
 
+@pytest.mark.one_database
 def test_a_job_that_was_only_created_is_queued(server: Server, job_id: str) -> None:
     assert server.api("/api/jobs", json={"agent_id": job_id, "job_id": job_id, "dispatch": False}).ok
     page = server.page(job_id)
@@ -75,6 +77,7 @@ def test_a_job_that_was_only_created_is_queued(server: Server, job_id: str) -> N
     assert shown(server, job_id) == "apppp"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("furthest", "failed_step", "steps"),
     [
@@ -120,6 +123,7 @@ def test_a_repeat_is_a_duplicate_that_changes_nothing_not_even_the_sign_of_life(
     assert server.job(job_id) == ended
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("order", list(permutations(["provisioning", "vm_created", "ansible_started"])))
 def test_progress_never_goes_back_whatever_the_order(
     server: Server, job_id: str, order: tuple[str, ...]
@@ -283,6 +287,7 @@ def test_after_the_end_a_heartbeat_changes_nothing(server: Server, job_id: str) 
     assert server.job(job_id) == before
 
 
+@pytest.mark.one_database
 def test_silence_makes_a_job_quiet_then_lost_and_a_sign_of_life_recovers_it(
     impatient: Server, job_id: str
 ) -> None:

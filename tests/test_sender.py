@@ -17,6 +17,8 @@ import pytest
 from tests.support.receiver import KEY, SENDER, Receiver, answer, environment, receiving, reset, send
 from tests.support.server import wait_until
 
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:

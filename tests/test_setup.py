@@ -16,6 +16,8 @@ import requests
 
 from tests.support.server import OPERATOR_TOKEN, ROOT, Server, free_port, wait_until
 
+pytestmark = pytest.mark.one_database
+
 GUNICORN = ("gunicorn", "-c", "python:webapp.serving", "wsgi:app")
 SHORT = "fifteen letters"
 

@@ -37,12 +37,14 @@ def test_jobs_lists_the_newest_first(server: Server, job_id: str) -> None:
     assert older.split()[1:] == ["failed", "over", f"{job_id}-a", "-"]
 
 
+@pytest.mark.one_database
 def test_a_rehearsal_is_a_whole_run_through_the_shipped_sender(server: Server) -> None:
     job = server.job(rehearse(server))
     assert job["status"] == "running" and all(step["started_at"] for step in job["steps"])
     assert job["server_id"] and job["server_ip"] and job["tailscale_ip"]
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(("place", "step"), [("provision", "creating"), ("configure", "configuring")])
 def test_a_rehearsal_fails_where_it_is_asked_to(server: Server, job_id: str, place: str, step: str) -> None:
     assert rehearse(server, "--fail-at", place, "--job-id", job_id) == job_id
@@ -51,6 +53,7 @@ def test_a_rehearsal_fails_where_it_is_asked_to(server: Server, job_id: str, pla
     assert [each["id"] for each in page["steps"] if each["state"] == "error"] == [step]
 
 
+@pytest.mark.one_database
 def test_a_job_rehearsed_again_has_a_second_attempt(server: Server, job_id: str) -> None:
     rehearse(server, "--job-id", job_id, "--fail-at", "provision")
     rehearse(server, "--job-id", job_id)
@@ -58,6 +61,7 @@ def test_a_job_rehearsed_again_has_a_second_attempt(server: Server, job_id: str)
     assert (page["attempt"], page["status"]) == (2, "running")
 
 
+@pytest.mark.one_database
 def test_a_rehearsal_without_a_server_says_so(server: Server) -> None:
     server.stop()
     done = server.flask("rehearse", "--pace", "0", check=False)
@@ -77,6 +81,7 @@ def test_prune_deletes_what_was_not_heard_of_since(server: Server, job_id: str) 
     assert not server.report(job_id, "provisioning"), "its callbacks are gone too"
 
 
+@pytest.mark.one_database
 def test_sign_in_prints_a_link_that_signs_the_operator_in(server: Server) -> None:
     link = server.flask("sign-in").stdout.split()[-1]
     assert link.startswith(server.url)

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import requests
 
 from tests.support.server import Server
@@ -11,6 +12,7 @@ def token_of(link: str) -> str:
     return link.rsplit("/", 1)[1]
 
 
+@pytest.mark.one_database
 def test_a_wrong_token_is_a_404_like_any_other(server: Server, job_id: str) -> None:
     server.report(job_id, "provisioning")
     link = server.link(job_id)
@@ -51,6 +53,7 @@ def test_the_stream_sends_each_change_and_ends_with_the_job(server: Server, job_
     assert list(stream) == []
 
 
+@pytest.mark.one_database
 def test_no_page_keeps_or_leaks_the_token(server: Server, job_id: str) -> None:
     server.report(job_id, "provisioning")
     link = server.link(job_id)

@@ -62,6 +62,7 @@ def seen_by_operator(server: Server, job_id: str) -> str:
     return unescape(signed_in(server).see(f"/jobs/{job_id}"))
 
 
+@pytest.mark.one_database
 def test_a_delivery_is_taken_under_its_own_key_alone(office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning", workflow_run_id=1)
     payload = workflow_run(a_run(job_id, "completed", "failure", id=1))
@@ -71,10 +72,12 @@ def test_a_delivery_is_taken_under_its_own_key_alone(office: Server, job_id: str
     assert office.job(job_id)["status"] == "provisioning"
 
 
+@pytest.mark.one_database
 def test_without_a_webhook_key_no_delivery_is_taken(server: Server) -> None:
     assert deliver(server, "ping", {"zen": "Keep it logically awesome."}, key="").status_code == 401
 
 
+@pytest.mark.one_database
 def test_ping_and_other_events_are_answered_and_ignored(office: Server, job_id: str) -> None:
     assert told(office, "ping", {"zen": "Keep it logically awesome.", "hook_id": 1, "hook": {}}) == []
     assert told(office, "push", {"ref": "refs/heads/main", "commits": []}) == []
@@ -82,6 +85,7 @@ def test_ping_and_other_events_are_answered_and_ignored(office: Server, job_id: 
     assert office.api(f"/api/jobs/{job_id}").status_code == 404
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     "payload",
     [{}, {"workflow_run": None}, {"workflow_run": {"id": "x"}, "repository": {"full_name": REPOSITORY}}],
@@ -193,6 +197,7 @@ def test_a_late_word_is_no_wait(office: Server, job_id: str) -> None:
     assert office.job(job_id)["condition"] == "live"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("conclusion", ["action_required", None])
 def test_what_is_no_completion_ends_nothing(office: Server, job_id: str, conclusion: str | None) -> None:
     office.report(job_id, "provisioning", workflow_run_id=55)
@@ -203,6 +208,7 @@ def test_what_is_no_completion_ends_nothing(office: Server, job_id: str, conclus
     assert office.job(job_id)["status"] == "running"
 
 
+@pytest.mark.one_database
 def test_githubs_form_is_taken_and_so_is_ping_in_it(office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning", workflow_run_id=56)
     for event, payload in (
@@ -224,6 +230,7 @@ def test_githubs_form_is_taken_and_so_is_ping_in_it(office: Server, job_id: str)
     assert requests.post(office.url + CALLBACKS, data=body, headers=headers, timeout=30).status_code == 400
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "tomorrow", "", None])
 def test_a_time_that_cannot_be_counts_as_the_arrival(office: Server, job_id: str, time: str | None) -> None:
     office.report(job_id, "provisioning", workflow_run_id=57)
@@ -328,6 +335,7 @@ def test_a_silent_job_that_named_no_run_is_found_by_its_name(
     assert server.states(job_id)[3] == "cancelled"
 
 
+@pytest.mark.one_database
 def test_a_github_that_refuses_to_tell_changes_nothing_and_is_asked_again(
     serve: Serve, at_github: GitHub, job_id: str
 ) -> None:

@@ -12,6 +12,8 @@ from tests.provisioning.relay import Relay, State
 from tests.provisioning.workflow import AGENT_SECRET, Run, Runner
 from tests.support.server import KEY, Server, free_port, wait_until
 
+pytestmark = pytest.mark.one_database
+
 SUCCESS = ["provisioning", "vm_created", "ansible_started", "ansible_complete", "running"]
 DONE = ["completed"] * 5
 CREATING_FAILED = ["completed", "error", "pending", "pending", "pending"]
