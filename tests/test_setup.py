@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from tests.support.server import OPERATOR_TOKEN, ROOT, Server, free_port, wait_until
+from webapp.config import BadSetting, load
 
 pytestmark = pytest.mark.one_database
 
@@ -44,15 +45,22 @@ SHORT = "fifteen letters"
 def test_a_bad_setting_names_itself_and_keeps_its_value_to_itself(
     tmp_path: Path, name: str, value: str
 ) -> None:
-    server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db", **{name: value})
-    check_refused(server.flask("jobs", check=False), name)
+    environ = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db", **{name: value}).environ
+    with pytest.raises(BadSetting) as refused:
+        load(environ)
+    assert refused.value.message.startswith(f"{name} ") and SHORT not in refused.value.message
 
 
-@pytest.mark.parametrize("name", ["GITHUB_CALLBACK_SECRET", "SECRET_KEY", "OPERATOR_TOKEN"])
-@pytest.mark.parametrize("command", [GUNICORN, ("flask", "--app", "wsgi", "run")], ids=["gunicorn", "flask"])
-def test_a_server_does_not_start_without_its_secrets(
-    tmp_path: Path, name: str, command: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("flask", "--app", "wsgi", "jobs"), "GITHUB_CALLBACK_SECRET"),
+        (("flask", "--app", "wsgi", "run"), "OPERATOR_TOKEN"),
+        (GUNICORN, "SECRET_KEY"),
+    ],
+    ids=["terminal", "flask", "gunicorn"],
+)
+def test_nothing_starts_without_its_secrets(tmp_path: Path, command: tuple[str, ...], name: str) -> None:
     server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db")
     del server.environ[name]
     done = subprocess.run(
