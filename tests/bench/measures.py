@@ -93,7 +93,7 @@ class Milepost(Server):
     def __init__(self, folder: Path, database_url: str, workers: int, app: str) -> None:
         super().__init__(folder, database_url, WEB_CONCURRENCY=str(workers))
         self.app = app
-        self._links = ShareLinks(self.environ["SECRET_KEY"])
+        self._links = ShareLinks(self.environ["SECRET_KEY"], "progress")
 
     def __enter__(self) -> "Milepost":
         self.flask("db", "upgrade")

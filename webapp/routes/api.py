@@ -159,6 +159,7 @@ def as_json(view: View) -> dict[str, Any]:
     """The watcher's JSON, and what is the operator's only."""
     attempt, ours = view.attempt, parts()
     return view.as_json() | {
+        "error": attempt.error,
         "progress_url": ours.progress_url(view.job_id, view.link),
         "badge_url": ours.badge_url(view.job_id, view.link),
         "server_id": attempt.server_id,

@@ -8,6 +8,7 @@ from errno import EPIPE
 from functools import partial
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, has_request_context, jsonify, render_template, request
 from sqlalchemy.exc import SQLAlchemyError
@@ -54,6 +55,8 @@ def set_up(app: Flask, settings: Settings) -> None:
         "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
     )
     embedders = " ".join(settings.embed_origins) or "'none'"
+    url = urlsplit(settings.public_url)
+    is_alone = url.scheme == "https" and not url.path  # below a path, the host is not ours to bind to https
 
     @app.after_request
     def secure(response: Response) -> Response:
@@ -62,6 +65,8 @@ def set_up(app: Flask, settings: Settings) -> None:
         headers.add("Content-Security-Policy", policy + framed_by)
         headers.add("X-Content-Type-Options", "nosniff")
         headers.add("Referrer-Policy", "no-referrer")
+        if is_alone:
+            headers.add("Strict-Transport-Security", "max-age=31536000")
         if "Cache-Control" not in headers:
             headers.add("Cache-Control", "no-store")
         return response
