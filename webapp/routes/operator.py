@@ -22,14 +22,13 @@ from webapp.rules.request import FIELDS, BadField, read_start
 from webapp.storage.jobs import (
     MOST_COUNTED,
     BadMark,
+    Wanted,
     attempts_of,
-    begins,
     callbacks_of,
     count,
-    is_in,
     newest_jobs,
 )
-from webapp.storage.tables import db, jobs
+from webapp.storage.tables import db
 from webapp.streams.frames import ANY
 
 SHOWN_JOBS, SHOWN_CALLBACKS = 50, 200
@@ -44,20 +43,19 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
     """The jobs, newest first, and the form that starts one; `problems` are told beside their fields."""
     ours, connection = parts(), db.session.connection()
     asked = {name: request.args.get(name, "") for name in ("status", "condition", "pipeline", "q", "before")}
-    problems, filters, clock = dict(problems or {}), [], ours.views.clock(connection)
+    problems, known = dict(problems or {}), Wanted(ours.views.clock(connection))
     if asked["q"] and not JOB_ID.fullmatch(asked["q"]):
         problems["q"], asked["q"] = f"An id: {ID_RULE}", ""
-    if asked["q"]:
-        filters.append(begins(asked["q"]))
-    if asked["status"] in progress.STATUSES:
-        filters.append(jobs.c.status == asked["status"])
-    if asked["pipeline"]:
-        filters.append(jobs.c.pipeline == asked["pipeline"])
-    if asked["condition"] in progress.CONDITIONS:
-        filters.append(is_in(asked["condition"], clock))
-    rows, before = newest_jobs(connection, SHOWN_JOBS, asked["before"], *filters)
-    counted = {name: count(connection, is_in(name, clock)) for name in UNFINISHED}
-    counted |= {name: count(connection, jobs.c.status == name) for name in ("failed", "running")}
+    wanted = replace(
+        known,
+        begins=asked["q"],
+        pipeline=asked["pipeline"],
+        status=asked["status"] if asked["status"] in progress.STATUSES else None,
+        condition=asked["condition"] if asked["condition"] in progress.CONDITIONS else None,
+    )
+    rows, before = newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
+    counted = {name: count(connection, replace(known, condition=name)) for name in UNFINISHED}
+    counted |= {name: count(connection, replace(known, status=name)) for name in ("failed", "running")}
     return render_template(
         "jobs.html",
         views=[ours.views.of(row, connection) for row in rows],

@@ -182,6 +182,16 @@ class Transaction:
         """A job's current attempt, locked; None for an unknown job."""
         return self._find([job_id]).get(job_id)
 
+    def job(self, job_id: str) -> Row[Any]:
+        """The row of a job that there is."""
+        return self.connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
+
+    def lock_agent(self, agent_id: str) -> None:
+        """Until the commit nobody else gets past this for that agent (SQLite: nobody else writes)."""
+        if self.connection.dialect.name == "postgresql":
+            lock = func.pg_advisory_xact_lock(func.hashtextextended(agent_id, 0))
+            self.connection.execute(select(lock))
+
     def touch(self, current: Attempt) -> None:
         """Have the streams of a job look anew, though its attempt is as it was."""
         number = self._next(current)
