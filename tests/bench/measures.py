@@ -36,7 +36,7 @@ from tests.support.postgresql import postgresql
 from tests.support.server import OPERATOR_TOKEN, Server
 from webapp.signing import ShareLinks
 from webapp.storage import tables
-from webapp.streams.hub import AT_REST_AFTER
+from webapp.streams.siblings import AT_REST_AFTER
 
 STEADY_RATE = 400  # callbacks a second: what 10,000 jobs send
 SCREEN_RATE = 20

@@ -2,10 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from errno import EPIPE
-from functools import partial
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,8 +18,6 @@ from webapp.parts import parts
 from webapp.rules.report import JOB_ID
 from webapp.storage.database import reason
 
-COMMENT = b": still here\n\n"
-COMMENT_CHUNK = b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT)
 log = logging.getLogger(__name__)
 
 
@@ -131,23 +126,6 @@ def unavailable(error: SQLAlchemyError) -> Response:
     response.status_code = 503
     response.headers["Retry-After"] = "5"
     return response
-
-
-def commenter() -> Callable[[], object]:
-    """Sends a comment on this request's connection, without waiting and without waking who serves it.
-
-    It goes to gunicorn's socket, framed as gunicorn would frame it. Raises OSError where the connection
-    is gone; who does not read gets none.
-    """
-    connection = request.environ.get("gunicorn.socket")
-    comment = COMMENT if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else COMMENT_CHUNK
-    return partial(_send, connection, comment) if connection else lambda: None
-
-
-def _send(connection: Any, data: bytes) -> None:
-    with suppress(BlockingIOError):
-        if connection.send(data, timeout=0.0) < len(data):
-            raise BrokenPipeError(EPIPE, "half a chunk")
 
 
 def event_stream(events: Iterator[bytes]) -> Response:

@@ -14,7 +14,7 @@ from webapp.github import start
 from webapp.github.client import Refused
 from webapp.parts import parts
 from webapp.routes import guard
-from webapp.routes.middleware import commenter, event_stream, say
+from webapp.routes.middleware import event_stream, say
 from webapp.rules import progress
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import ID_RULE, JOB_ID
@@ -76,7 +76,7 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
 def events() -> Response:
     """`event: jobs` at once and whenever any job has changed, until the session ends."""
     db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().hub.events(ANY, commenter(), is_wanted=guard.lasting_session()))
+    return event_stream(parts().hub.events(ANY, is_wanted=guard.lasting_session()))
 
 
 @bp.get("/jobs/<id:job_id>/events")
@@ -84,7 +84,7 @@ def job_events(job_id: str) -> Response:
     """As a watcher's stream of the job, until the session ends."""
     view = parts().views.find(db.session.connection(), job_id) or abort(404)
     db.session.remove()
-    return event_stream(parts().hub.events(job_id, commenter(), view.link, guard.lasting_session()))
+    return event_stream(parts().hub.events(job_id, view.link, guard.lasting_session()))
 
 
 @bp.post("/")

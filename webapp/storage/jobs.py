@@ -44,6 +44,7 @@ FRESH_FOR = 2.0  # seconds for which what is usual, and when the door was shut, 
 Usual = forecast.Usual
 _usual: WeakKeyDictionary[Engine, dict[str, tuple[float, Usual | None]]] = WeakKeyDictionary()
 _closures: WeakKeyDictionary[Engine, tuple[float, list[tuple[float, float]]]] = WeakKeyDictionary()
+started_at: float | None = None  # when the server of this process started
 _built_in = load(None)[BUILT_IN]
 _pipelines: dict[str, Pipeline] = {}  # by hash; a definition never changes
 
@@ -256,6 +257,14 @@ def changes_since(connection: Connection, change: int) -> dict[str, int]:
     return found
 
 
+_NUMBERS = CURRENT.with_only_columns(attempts.c.job_id, attempts.c.change)
+
+
+def numbers_of(connection: Connection, job_ids: Iterable[str]) -> dict[str, int]:
+    """The number of the last change of each of these jobs that exists."""
+    return {row.job_id: row.change for row in connection.execute(_NUMBERS, {"ids": [*job_ids]})}
+
+
 def usual(connection: Connection, pipeline: str) -> Usual | None:
     """What an attempt of this pipeline may be measured by; costs nothing when asked again at once."""
     known = _usual.setdefault(connection.engine, {})
@@ -269,11 +278,20 @@ def usual(connection: Connection, pipeline: str) -> Usual | None:
     return learnt
 
 
+def newest_arrival(connection: Connection, until: float) -> float | None:
+    """The time of the newest callback that arrived until then; they are stored a little out of order."""
+    known = select(callbacks.c.arrived_at).where(callbacks.c.arrived_at <= until)
+    newest = known.order_by(callbacks.c.id.desc()).limit(100).subquery()
+    return connection.execute(select(func.max(newest.c.arrived_at))).scalar()
+
+
 def clock_now(connection: Connection | None, engine: Engine, quiet_after: float, lost_after: float) -> Clock:
     """The clock of silence; when the door was shut is read anew where there is a connection to read by."""
     read_at, shut = _closures.get(engine, (float("-inf"), []))
     if connection is not None and monotonic() - read_at >= FRESH_FOR:
         rows = connection.execute(select(closures.c.since, closures.c.until))
         shut = [(row.since, row.until) for row in rows]
+        if started_at is not None and all(until != started_at for _, until in shut):  # not yet recorded
+            shut.append((newest_arrival(connection, started_at) or started_at, started_at))
         _closures[engine] = monotonic(), shut
     return clock(time(), quiet_after, lost_after, shut)
