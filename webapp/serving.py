@@ -11,32 +11,35 @@ import os
 import resource
 import subprocess
 import sys
-from time import time
 from typing import Any
 
 import gevent.monkey
-from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
 if sys.stderr is None:  # closed: the next file that is opened would get the log's lines
     sys.stderr = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 2), "w")
 
-ASK = """
-import json
-from webapp.config import BadSetting, environment, load
-try:
-    settings = load(environment())
-except BadSetting as error:
-    raise SystemExit(f"Error: {error}")
-print(json.dumps([settings.host, settings.port, settings.web_concurrency]))
-"""
-
 
 def _ask() -> Any:
-    """The settings that the master needs; a bad one is said, and stops the start."""
-    asked = subprocess.run([sys.executable, "-c", ASK], stdout=subprocess.PIPE, check=False)
-    return json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else sys.exit(1)
+    """The settings that the master needs, from a process that ends; a bad one stops the start."""
+    fork, waitpid, close = (gevent.monkey.get_original("os", name) for name in ("fork", "waitpid", "close"))
+    reading, writing = os.pipe()
+    if child := fork():
+        close(writing)
+        with os.fdopen(reading) as answer:
+            said = answer.read()
+        waitpid(child, 0)
+        return json.loads(said) if said else sys.exit(1)
+    try:
+        from webapp.config import environment, load
+
+        settings = load(environment())
+        os.write(writing, json.dumps([settings.host, settings.port, settings.web_concurrency]).encode())
+    except Exception as error:
+        print(f"Error: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
 
 
 def _forget() -> None:
@@ -110,23 +113,12 @@ def post_fork(server: Any, worker: Any) -> None:
     _forget()
 
 
-def on_starting(server: Any) -> None:
-    """When the door opened, the same for all processes: until then silence says nothing of a job."""
-    os.environ["MILEPOST_STARTED_AT"] = str(time())
-
-
 def post_worker_init(worker: Any) -> None:
     """In each process: a collector that makes no pause, and who asks GitHub about the runs gone silent."""
     from webapp.github import runs
-    from webapp.storage import opening
 
     gc.freeze()  # a full collection among ten thousand streams would stop them all for most of a second
     gc.set_threshold(5000, 10, 1000)
     ours = worker.wsgi.extensions["milepost"]
-    try:
-        opening.begin(ours.writer, float(os.environ["MILEPOST_STARTED_AT"]))
-    except opening.CannotStart as error:
-        worker.log.error("the server cannot start: %s", error)
-        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # which stops the master, too
     if ours.settings.can_dispatch:
         gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)

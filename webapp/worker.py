@@ -4,8 +4,10 @@ gunicorn's own loop waits for a body for ever, serves a pipelining client withou
 only when the last idle connection and the last stream have timed out.
 """
 
+import errno
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -13,16 +15,18 @@ from time import monotonic
 from typing import Any
 
 import gevent
-from gevent import getcurrent
 from gevent.server import StreamServer
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.http.wsgi import create
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, ServiceUnavailable
 
 from webapp import logs
 from webapp.config import CALLBACK_PATH, LARGEST_BODY, LARGEST_DELIVERY
+from webapp.connections import Connection, Connections
+from webapp.gate import Gate
 
 IDLE_FOR = 10.0  # seconds that a silent connection is kept
 ARRIVES_WITHIN = 25.0  # seconds for a whole request, head and body; the contract: within 30
@@ -37,10 +41,16 @@ DRAINED, DRAINED_WITHIN = 2**20, 1.0  # bytes, seconds
 class Reader(SocketUnreader):  # type: ignore[misc]
     """Reads a connection until a deadline, which each request sets anew; raises TimeoutError."""
 
-    deadline = 0.0
+    def __init__(self, client: Any, is_arriving: Callable[[], None]) -> None:
+        super().__init__(client)
+        self.deadline, self._is_arriving = 0.0, is_arriving
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """What has arrived, b"" at the end of the connection."""
+        """What comes next of a request that has begun, b"" at the end of the connection."""
+        self._is_arriving()
+        return self._receive(size_hint)
+
+    def _receive(self, size_hint: int | None = None) -> bytes:
         self.sock.settimeout(max(self.deadline - monotonic(), 0.001))
         return bytes(super().chunk(size_hint))
 
@@ -48,7 +58,7 @@ class Reader(SocketUnreader):  # type: ignore[misc]
         """Wait for the first byte of a request; False where the connection ends instead."""
         if not self.buf.getbuffer().nbytes:
             self.deadline = monotonic() + IDLE_FOR
-            self.unread(self.chunk())
+            self.unread(self._receive())
         self.deadline = monotonic() + ARRIVES_WITHIN
         return bool(self.buf.getbuffer().nbytes)
 
@@ -56,7 +66,7 @@ class Reader(SocketUnreader):  # type: ignore[misc]
         """Read what is left and throw it away."""
         self.sock.shutdown(socket.SHUT_WR)
         self.deadline, drained = monotonic() + DRAINED_WITHIN, 0
-        while drained < DRAINED and (part := self.chunk(DRAINED)):
+        while drained < DRAINED and (part := self._receive(DRAINED)):
             drained += len(part)
 
 
@@ -71,34 +81,43 @@ class Refused:
         raise self.error
 
 
-class Connection:
-    """One client's connection, and the greenlet that serves it.
+class Server(StreamServer):
+    """Accepts connections; when files run out, it makes room and tries again, with one line in the log."""
 
-    `idle_since` (monotonic seconds) before a request has begun, `is_served` while the app answers one.
-    """
+    warned_at = -60.0
 
-    __slots__ = ("greenlet", "idle_since", "is_served")
+    def __init__(self, listener: Any, worker: "Worker") -> None:
+        super().__init__(listener, partial(worker.handle, listener.getsockname()))
+        self.connections = worker.connections
+        self.max_accept = 1 if worker.cfg.workers > 1 else self.max_accept
 
-    def __init__(self) -> None:
-        self.greenlet = getcurrent()
-        self.idle_since: float | None = monotonic()
-        self.is_served = False
+    def do_read(self) -> Any:
+        """A new connection, or None."""
+        try:
+            return super().do_read()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            if monotonic() > self.warned_at + 60:
+                logs.write("error", "no connection can be accepted", {"cause": error.strerror})
+            self.warned_at = monotonic()
+            self.connections.make_room()
+            itself: Any = self
+            itself.stop_accepting()
+            gevent.spawn_later(0.1, itself._start_accepting_if_started)
+            return None
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves connections until SIGTERM, then finishes within two seconds."""
 
-    connections: dict[Connection, None]
-
     def run(self) -> None:
         """Accept connections until SIGTERM, then answer what has begun."""
-        sys.stderr, self.connections = logs.Stderr(), {}
-        servers = []
-        for listener in self.sockets:
-            server: Any = StreamServer(listener, partial(self.handle, listener.getsockname()))
-            server.max_accept = 1 if self.cfg.workers > 1 else server.max_accept
+        sys.stderr, self.connections = logs.Stderr(), Connections()
+        self.gate = Gate()
+        servers: list[Any] = [Server(listener, self) for listener in self.sockets]
+        for server in servers:
             server.start()
-            servers.append(server)
         while self.alive:
             self.notify()
             logs.sink.flush()
@@ -112,29 +131,30 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _finish(self) -> None:
         """Answer what has begun; streams and idle connections end at once, what takes too long is a 503."""
         self.wsgi.extensions["milepost"].hub.end()
-        end = monotonic() + STOPS_WITHIN
-        while self.connections and (now := monotonic()) < end:
+        end, ours = monotonic() + STOPS_WITHIN, self.connections
+        while (ours.waiting or ours.served) and (now := monotonic()) < end:
             gevent.sleep(0.02)
-            idle = [c.greenlet for c in self.connections if now - (c.idle_since or now) > STILL_COMES_WITHIN]
+            idle = [c.greenlet for c in ours.waiting if now - (c.idle_since or now) > STILL_COMES_WITHIN]
             gevent.killall(idle, block=False)
-        served = [connection.greenlet for connection in self.connections if connection.is_served]
+        served = [connection.greenlet for connection in ours.served]
         gevent.killall(served, ServiceUnavailable("the server restarts"), timeout=CUT_WITHIN)
 
     def handle(self, listener: Any, client: Any, address: Any) -> None:
         """Serve a connection's requests, one after the other."""
-        connection = Connection()
-        self.connections[connection] = None
+        connection = Connection(address[0])
         parser = RequestParser(self.cfg, client, address)
-        parser.unreader = reader = Reader(client)
+        parser.unreader = reader = Reader(client, partial(self.connections.is_arriving, connection))
         try:
+            self.connections.add(connection)
             while reader.begin():
                 connection.idle_since = None
                 request = next(parser)
                 self._read_body(request, client)
+                self.connections.is_whole(connection)
                 client.settimeout(SENT_WITHIN)
-                connection.is_served = True
-                self.handle_request(listener, request, client, address)
-                connection.idle_since, connection.is_served = monotonic(), False
+                self._answer(request, client, address, listener)
+                connection.idle_since = monotonic()
+                self.connections.add(connection)
                 gevent.sleep(0)  # a client that pipelines never waits: everybody else has a turn
         except StopIteration:
             if parser.mesg and parser.mesg.must_close:
@@ -145,8 +165,39 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except Exception as error:  # a malformed request; its own words may hold a link's token
             self.handle_error(None, client, address, error)
         finally:
-            del self.connections[connection]
+            self.connections.remove(connection)
             client.close()
+
+    def _answer(self, request: Any, client: Any, address: Any, listener: Any) -> None:
+        """Have the app answer; raises StopIteration where the connection is to be closed after it."""
+        path = request.path
+        is_free = path == "/healthz" or path.endswith(CALLBACK_PATH)
+        leave = None if is_free else self.gate.enter(is_stream=path.endswith("/events"))
+        try:
+            response, environ = create(request, client, address, listener, self.cfg)
+            environ["wsgi.multithread"] = True
+            if not self.alive:
+                response.force_close()
+            parts = self.wsgi(environ, response.start_response)
+            try:
+                for part in parts:
+                    response.write(part)
+                    if leave:  # a stream that has begun makes way
+                        leave = leave()
+                response.close()
+            except Exception as error:
+                if isinstance(error, OSError) or not response.headers_sent:
+                    raise
+                logs.log.error("exception", exc_info=True)
+                raise ConnectionAbortedError from error  # half of an answer cannot become another one
+            finally:
+                if hasattr(parts, "close"):
+                    parts.close()
+        finally:
+            if leave:
+                leave()
+        if response.should_close():
+            raise StopIteration
 
     def _read_body(self, request: Any, client: Any) -> None:
         """Replace the request's body by its bytes, or by the reason why they cannot be had."""

@@ -57,6 +57,8 @@ class Server:
 
     app = "wsgi:app"
     root = ROOT
+    config = "python:webapp.serving"
+    limits: tuple[str, ...] = ()  # a command that starts another under them, such as `prlimit`
 
     def __init__(
         self, folder: Path, database_url: str, preloaded: Preloads | None = None, /, **settings: str
@@ -98,13 +100,13 @@ class Server:
 
     def start(self, stderr: int | None = None) -> None:
         """Start it, its log in a file or, where given, on that descriptor."""
-        arguments = ["-c", "python:webapp.serving", self.app]
-        if self._preloaded and self.root == ROOT and stderr is None:
+        arguments = ["-c", self.config, self.app]
+        if self._preloaded and self.root == ROOT and stderr is None and not self.limits:
             self._process = Child(self._preloaded.servers.ask(arguments, self.environ, self.log, self.log))
         else:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "gunicorn", *arguments],
+                    [*self.limits, sys.executable, "-m", "gunicorn", *arguments],
                     cwd=self.root,
                     env=self.environ,
                     stdout=log,
