@@ -1,17 +1,25 @@
 """Who may come in, and for how long: sessions, sign-in links, tries, and tokens that open one thing."""
 
+import json
+import os
 import re
+import secrets
 import socket
+import stat
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from time import monotonic, time
 from urllib.parse import unquote, urlencode
 
 import pytest
 import requests
 
+from tests.support.github import GitHub
 from tests.support.operator import Operator, age_session, old_link, signed_in
 from tests.support.server import OPERATOR_TOKEN, Serve, Server, wait_until
+from webapp.check import weak_secrets
+from webapp.config import SECRETS, load
 
 BEHIND_PROXY = {"TRUSTED_PROXIES": "1"}
 
@@ -344,3 +352,154 @@ def test_a_revoked_link_stays_dead_when_its_job_is_pruned_and_returns(serve: Ser
         assert requests.get(now, timeout=30).status_code == 200
         assert [requests.get(link, timeout=30).status_code for link in dead] == [404] * len(dead)
     assert requests.get(lasting, timeout=30).status_code == 200
+
+
+# What nobody reads
+
+
+@pytest.mark.one_database
+def test_no_page_of_the_operator_is_compressed_beside_what_was_asked_for(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    operator = signed_in(server)
+    for path in (f"/?q={job_id}", f"/jobs/{job_id}", f"/sign-in?next=/{job_id}", "/jobs/nobody"):
+        answer = operator.ask(path)
+        assert answer.request.headers["Accept-Encoding"].startswith("gzip")
+        assert "Content-Encoding" not in answer.headers
+    assert requests.get(server.link(job_id), timeout=30).headers["Content-Encoding"] == "gzip"
+
+
+@pytest.mark.one_database
+def test_browsers_are_bound_to_https_where_the_host_is_ours_alone(serve: Serve) -> None:
+    sent = {
+        url: requests.get(f"{serve(PUBLIC_URL=url).url}/sign-in", timeout=30).headers
+        for url in ("https://a.example", "https://a.example/m", "http://a.example")
+    }
+    assert [headers.get("Strict-Transport-Security") for headers in sent.values()] == [
+        "max-age=31536000",
+        None,
+        None,
+    ]
+
+
+def test_a_watcher_reads_nothing_of_the_operators_token(
+    office: Server, at_github: GitHub, job_id: str
+) -> None:
+    at_github.refuse(401, "Bad credentials")
+    asked = office.api("/api/jobs", json={"agent_id": f"agent-{job_id}", "job_id": job_id})
+    assert asked.status_code == 502
+    assert "DISPATCH_TOKEN" in asked.json()["error"]
+    link = asked.json()["progress_url"]
+    as_json = requests.get(link, headers={"Accept": "application/json"}, timeout=30)
+    assert as_json.json()["error"] == "GitHub did not start the workflow. The operator's page says why."
+    seen = [as_json.text, requests.get(link, timeout=30).text, requests.get(f"{link}/steps", timeout=30).text]
+    seen.append(str(office.events(job_id).next()))
+    for said in seen:
+        assert "GitHub did not start the workflow" in said
+        assert "DISPATCH" not in said and "token" not in said.replace("data-token", "").lower()
+    assert "GitHub does not know DISPATCH_TOKEN" in signed_in(office).see(f"/jobs/{job_id}")
+
+
+def test_no_line_of_the_log_has_a_links_token_whatever_goes_wrong(serve: Serve, job_id: str) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    token = server.link(job_id).rpartition("/")[2]
+    badge = server.job(job_id)["badge_url"].split("/")[-2]
+    key = server.flask("sign-in").stdout.strip().rpartition("=")[2]
+    for path in (f"/p/{token}", f"/p/{badge}/badge.svg", f"/sign-in?key={key}"):
+        for request in (
+            f"GET {path} HTTP/1.1\r\nHost: milepost\r\n\r\n",
+            f"GET {path} HTTP/9.9\r\n\r\n",
+            f"GET {path} HTTP/1.1\r\nHost: m\r\nbad header\r\n\r\n",
+            f"GET {path} HTTP/1.1\r\nHost: m\r\nContent-Length: x\r\n\r\n",
+            f"GET {path}{'x' * 9000} HTTP/1.1\r\nHost: m\r\n\r\n",
+            f"gEt {path}\r\n\r\n",
+            f"POST {path} HTTP/1.1\r\nHost: m\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+            f"GET {path} HTTP/1.1\r\nHost: m\r\nReferer: http://m{path}\r\nX-\xe9: {path}\r\n\r\n",
+        ):
+            with (
+                suppress(ConnectionError),  # some are hung up on
+                socket.create_connection(("127.0.0.1", server.port), timeout=30) as client,
+            ):
+                client.sendall(request.encode("latin-1"))
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(65_536):
+                    pass
+    server.stop()
+    log = server.log.read_text()
+    assert '"route": "/p/<token>"' in log
+    for secret in (token, badge, key):
+        assert secret not in log and secret.rpartition(".")[2] not in log
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_the_databases_files_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/data/milepost.db")
+    before = os.umask(umask)
+    try:
+        server.flask("db", "upgrade")
+        server.start()
+    finally:
+        os.umask(before)
+    server.report("a-job", "provisioning")
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "data").iterdir()}
+    server.stop()
+    assert modes == dict.fromkeys(("milepost.db", "milepost.db-wal", "milepost.db-shm"), 384)
+
+
+def test_a_database_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db")
+    server.flask("db", "upgrade")
+    (tmp_path / "milepost.db").chmod(0o644)
+    server.start()
+    mode = stat.S_IMODE((tmp_path / "milepost.db").stat().st_mode)
+    server.stop()
+    assert mode == 0o600
+
+
+def test_secrets_that_are_equal_or_trivial_are_named_but_never_told() -> None:
+    good = {name: secrets.token_urlsafe(32) for name in SECRETS}
+    assert weak_secrets(load(good)) == []
+    weak = {
+        "OPERATOR_TOKEN": ["a" * 30, "abc" * 10, "change-me-change-me-now-please", "01" * 16, "Password" * 4],
+        "SECRET_KEY": ["0" * 16, "qwertyuiopasdfgh", good["OPERATOR_TOKEN"]],
+        "GITHUB_CALLBACK_SECRET": [f"{good['GITHUB_CALLBACK_SECRET']},{'x' * 20}", good["SECRET_KEY"]],
+        "GITHUB_WEBHOOK_SECRET": [good["GITHUB_CALLBACK_SECRET"], "12345678901234567890"],
+    }
+    for name, values in weak.items():
+        for value in values:
+            [said] = weak_secrets(load({**good, name: value}))
+            assert any(other in said for other in (name, *SECRETS)) and value not in said
+
+
+# What is sent again
+
+
+def sent(job_id: str, at: float | None, **fields: object) -> bytes:
+    return json.dumps({"job_id": job_id, **fields, **({"sent_at": at} if at else {})}).encode()
+
+
+def test_where_sent_at_is_required_nothing_can_be_sent_again_later(serve: Serve, job_id: str) -> None:
+    server = serve(REQUIRE_SENT_AT="yes", CALLBACK_MAX_SKEW="2", QUIET_AFTER="1", LOST_AFTER="2")
+    start = time()
+    timeless = [sent(job_id, None, type="heartbeat"), sent(job_id, None, status="running")]
+    for body in timeless:
+        answer = server.post(body)
+        assert (answer.status_code, "sent_at" in answer.json()["error"]) == (401, True)
+    assert server.api(f"/api/jobs/{job_id}").status_code == 404
+    assert server.post(sent(job_id, start, status="provisioning", workflow_run_id=7)).ok
+    caught = sent(job_id, start + 0.5, type="heartbeat", workflow_run_id=7)
+    assert server.post(caught).json()["duplicate"] is False
+    assert server.post(caught).json()["duplicate"] is True  # at once: no new sign of life
+    wait_until(lambda: server.job(job_id)["condition"] == "lost" and time() > start + 3)
+    assert server.post(caught).status_code == 401
+    assert server.job(job_id)["condition"] == "lost"
+
+
+def test_an_old_end_that_names_its_run_does_not_end_the_next_attempt(server: Server, job_id: str) -> None:
+    old = sent(job_id, time(), status="running", workflow_run_id=7, run_attempt=1)
+    assert server.post(sent(job_id, time(), status="provisioning", workflow_run_id=7)).ok
+    assert server.post(old).ok
+    assert server.post(sent(job_id, time(), status="provisioning", workflow_run_id=8)).ok
+    assert server.post(old).json()["duplicate"] is True
+    job = server.job(job_id)
+    assert (job["attempt"], job["status"], job["condition"]) == (2, "provisioning", "live")

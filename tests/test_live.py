@@ -15,7 +15,8 @@ import pytest
 from tests.support.events import Events
 from tests.support.load import Client, heartbeat, milestone, workers_of
 from tests.support.server import CALLBACKS, Serve, Server, new_job_id, sign, wait_until
-from webapp.streams.hub import AT_REST_AFTER, SHORTEST_INTERVAL
+from webapp.streams.hub import SHORTEST_INTERVAL
+from webapp.streams.siblings import AT_REST_AFTER
 
 COMMENT_EVERY = 20  # seconds, says the contract
 GONE = 30  # clients

@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 import flask_migrate
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import config
 from webapp.app import create_app
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
-from webapp.storage.tables import db, jobs
+from webapp.storage.jobs import is_empty
+from webapp.storage.tables import db
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         app = create_app()
         with app.app_context():
             flask_migrate.upgrade()
-            is_empty = db.session.scalar(select(jobs.c.job_id).limit(1)) is None
+            has_jobs = not is_empty(db.session.connection())
             db.engine.dispose()
             _can_listen(parts().settings)
             print(f"Sign in: {sign_in_url(parts())}", flush=True)
@@ -37,7 +37,7 @@ def main() -> None:
         sys.exit(f"milepost: {error.filename or ''} {error.strerror}".replace("  ", " "))
     except KeyboardInterrupt:
         sys.exit(130)
-    if is_empty:
+    if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", "wsgi:app"])

@@ -52,12 +52,12 @@ def create_app() -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     if below := urlsplit(settings.public_url).path:
         app.wsgi_app = middleware.Below(app.wsgi_app, below)  # type: ignore[method-assign]
-        app.config["SESSION_COOKIE_PATH"] = below
     db.init_app(app)
     Migrate(app, db, directory=str(config.ROOT / "webapp" / "storage" / "migrations"))
     with app.app_context():
         engine = db.engine
     files = database.prepare(engine)
+    database.keep_private(engine)
     try:
         pipelines = load(settings.pipelines)
     except BadPipeline as error:

@@ -1,6 +1,7 @@
 """`flask check`: what is wrong with an installation, and what is unwise; no secret is told."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -16,6 +17,8 @@ from webapp.github.client import Refused, get_workflow
 from webapp.github.start import workflow_of
 from webapp.rules.pipeline import Pipeline
 
+FEWEST_CHARACTERS = 8  # different ones; a random secret has twice as many
+TRIVIAL = re.compile("change.?me|passwor[dt]|12345678|qwert", re.I)
 MIGRATIONS = ROOT / "webapp" / "storage" / "migrations"
 
 
@@ -24,6 +27,7 @@ def wrong(settings: Settings, pipelines: Mapping[str, Pipeline], engine: Engine)
     for name in in_file():
         if name not in NAMES:
             yield f"{name} in {ENV_FILE.name} is not a setting{_meant(name)}"
+    yield from (said for said in weak_secrets(settings) if said.startswith("OPERATOR_TOKEN"))
     yield from _database(engine)
     if settings.can_dispatch:
         for workflow in sorted({workflow_of(pipeline, settings) for pipeline in pipelines.values()}):
@@ -41,6 +45,7 @@ def unwise(settings: Settings) -> Iterator[str]:
     for name in given():
         if name not in NAMES and name not in in_file() and _meant(name):
             yield f"{name} in the environment is not a setting{_meant(name)}"
+    yield from (said for said in weak_secrets(settings) if not said.startswith("OPERATOR_TOKEN"))
     is_https, is_local = settings.public_url.startswith("https:"), settings.host in ("127.0.0.1", "::1")
     if not is_https and not (is_local and f":{settings.port}" in settings.public_url):
         yield "PUBLIC_URL is not https: links and the session can be read on the way"
@@ -54,6 +59,25 @@ def unwise(settings: Settings) -> Iterator[str]:
         yield "GITHUB_WEBHOOK_SECRET is not set: GitHub is asked only after a job fell silent"
     if not settings.operator_contact:
         yield "OPERATOR_CONTACT is not set: when a job fails, nobody is named whom to ask"
+
+
+def weak_secrets(settings: Settings) -> list[str]:
+    """What is unwise about the secrets, one sentence each; it tells their names alone."""
+    named = [
+        ("SECRET_KEY", settings.secret_key.encode()),
+        ("OPERATOR_TOKEN", settings.operator_token.encode()),
+        *(("GITHUB_CALLBACK_SECRET", key) for key in settings.callback_keys),
+        *(("GITHUB_WEBHOOK_SECRET", key) for key in settings.webhook_keys),
+    ]
+    said, seen = [], dict[bytes, str]()
+    for name, secret in named:
+        if other := seen.get(secret):
+            said.append(f"{name} has the value of {other}: give each a value of its own")
+        seen[secret] = name
+        is_repeated = secret in (secret + secret)[1:-1]
+        if len(set(secret)) < FEWEST_CHARACTERS or is_repeated or TRIVIAL.search(secret.decode()):
+            said.append(f"{name} is easy to guess: make a random one, as with openssl rand -hex 32")
+    return said
 
 
 def _meant(name: str) -> str:

@@ -6,7 +6,6 @@ from time import time
 
 import click
 from flask.cli import with_appcontext
-from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
 from webapp import check, rehearsal
@@ -15,8 +14,8 @@ from webapp.page.view import iso
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
 from webapp.rules.pipeline import BUILT_IN
-from webapp.storage.jobs import newest_jobs
-from webapp.storage.tables import db, jobs
+from webapp.storage.jobs import link_of, newest_jobs
+from webapp.storage.tables import db
 
 as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
@@ -28,7 +27,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def link(job_id: str, as_json: bool) -> None:
     """Print the progress URL of a job."""
     _tell_database()
-    number = db.session.scalar(select(jobs.c.link).where(jobs.c.job_id == job_id))
+    number = link_of(db.session.connection(), job_id)
     if number is None:
         raise click.ClickException(f"no job has the id {job_id}")
     url = parts().progress_url(job_id, number)

@@ -33,6 +33,7 @@ NOTIFY_URLS NOTIFY_ON EMBED_ORIGINS OPERATOR_CONTACT QUIET_AFTER LOST_AFTER CALL
 REQUIRE_SENT_AT WEB_CONCURRENCY TRUSTED_PROXIES
 """
 NAMES = frozenset(_NAMES.split())
+ORIGIN = r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?"
 NOTIFIED = ("done", "failed", "cancelled", "lost")
 
 T = TypeVar("T")
@@ -200,9 +201,8 @@ def _keys(text: str) -> tuple[bytes, ...]:
 
 
 def _http_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be an http:// or https:// address")
+    if not re.fullmatch(rf"{ORIGIN}(?:/[\w.~%:,+=-]+)*/?", text, re.ASCII):
+        raise ValueError("must be an http:// or https:// address, in ASCII")
     return text.rstrip("/")
 
 
@@ -216,7 +216,7 @@ def _public_url(text: str) -> str:
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(_http_url(origin) for origin in text.replace(",", " ").split())
     for origin in origins:
-        if not re.fullmatch(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?", origin):
+        if not re.fullmatch(ORIGIN, origin):
             raise ValueError(
                 "must be origins such as https://wiki.example: an ASCII host, no path, no wildcard"
             )

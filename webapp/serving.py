@@ -11,9 +11,11 @@ import os
 import resource
 import subprocess
 import sys
+from time import time
 from typing import Any
 
 import gevent.monkey
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -113,12 +115,23 @@ def post_fork(server: Any, worker: Any) -> None:
     _forget()
 
 
+def on_starting(server: Any) -> None:
+    """When the door opened, the same for all processes: until then silence says nothing of a job."""
+    os.environ["MILEPOST_STARTED_AT"] = str(time())
+
+
 def post_worker_init(worker: Any) -> None:
     """In each process: a collector that makes no pause, and who asks GitHub about the runs gone silent."""
     from webapp.github import runs
+    from webapp.storage import opening
 
     gc.freeze()  # a full collection among ten thousand streams would stop them all for most of a second
     gc.set_threshold(5000, 10, 1000)
     ours = worker.wsgi.extensions["milepost"]
+    try:
+        opening.begin(ours.writer, float(os.environ["MILEPOST_STARTED_AT"]))
+    except opening.CannotStart as error:
+        worker.log.error("the server cannot start: %s", error)
+        sys.exit(Arbiter.WORKER_BOOT_ERROR)  # which stops the master, too
     if ours.settings.can_dispatch:
         gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)

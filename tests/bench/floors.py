@@ -11,8 +11,10 @@ from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from webapp.routes.middleware import COMMENT_CHUNK
-from webapp.streams.hub import BEAT, KEEP_ALIVE
+from webapp.streams.hub import COMMENT, COMMENT_EVERY
+
+COMMENT_CHUNK = b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT)
+BEAT = 0.25  # seconds between two rounds of comments
 
 KEEP = (
     "INSERT INTO callbacks (job_id, number, milestone, arrived_at, sent_at, body) VALUES (?, 1, ?, ?, ?, ?)"
@@ -115,9 +117,9 @@ def _comment(listener: socket.socket, watchers: int, seconds: float, driver: Con
     turn, sent = cycle(accepted), 0
     start, spent = time.monotonic(), time.process_time()
     while (passed := time.monotonic() - start) < seconds:
-        due = int(watchers * passed / KEEP_ALIVE)
+        due = int(watchers * passed / COMMENT_EVERY)
         for watcher in islice(turn, due - sent):
             watcher.send(COMMENT_CHUNK)
         sent = due
-        time.sleep(BEAT)  # Milepost's own
+        time.sleep(BEAT)
     driver.send((time.process_time() - spent) / passed)

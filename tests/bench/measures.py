@@ -36,7 +36,7 @@ from tests.support.postgresql import postgresql
 from tests.support.server import OPERATOR_TOKEN, Server
 from webapp.signing import ShareLinks
 from webapp.storage import tables
-from webapp.streams.hub import AT_REST_AFTER
+from webapp.streams.siblings import AT_REST_AFTER
 
 STEADY_RATE = 400  # callbacks a second: what 10,000 jobs send
 SCREEN_RATE = 20
@@ -93,7 +93,7 @@ class Milepost(Server):
     def __init__(self, folder: Path, database_url: str, workers: int, app: str) -> None:
         super().__init__(folder, database_url, WEB_CONCURRENCY=str(workers))
         self.app = app
-        self._links = ShareLinks(self.environ["SECRET_KEY"])
+        self._links = ShareLinks(self.environ["SECRET_KEY"], "progress")
 
     def __enter__(self) -> "Milepost":
         self.flask("db", "upgrade")

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
-from sqlalchemy import func, select
-
 from webapp import logs
 from webapp.config import Settings
 from webapp.github.client import BOUND, Refused, dispatch, find_run
@@ -14,7 +12,6 @@ from webapp.rules.pipeline import BUILT_IN, Pipeline
 from webapp.rules.progress import Attempt, Clock
 from webapp.rules.request import Start
 from webapp.storage.jobs import attempts_of, clock_now, unfinished_of_agent
-from webapp.storage.tables import jobs
 from webapp.storage.transaction import Move, Transaction
 from webapp.storage.writer import Writer
 
@@ -160,7 +157,7 @@ def _can_dispatch(settings: Settings) -> None:
 
 
 def _due(transaction: Transaction, settings: Settings, attempt: Attempt, since: float | None) -> Due:
-    job = transaction.connection.execute(select(jobs).where(jobs.c.job_id == attempt.job_id)).one()
+    job = transaction.job(attempt.job_id)
     pipeline = transaction.pipeline_of(attempt)
     if job.agent_id is None and "agent_id" in pipeline.inputs:
         raise Conflict(f"callbacks registered the job {job.job_id}: nobody said which agent it is for")
@@ -219,9 +216,7 @@ def conclude(
 
 def _only_one(transaction: Transaction, settings: Settings, job_id: str, agent_id: str) -> None:
     """Raise Conflict where another job of the agent goes on; nobody can start one until we commit."""
-    if transaction.connection.dialect.name == "postgresql":
-        lock = func.pg_advisory_xact_lock(func.hashtextextended(agent_id, 0))
-        transaction.connection.execute(select(lock))
+    transaction.lock_agent(agent_id)
     clock = _clock(transaction, settings)
     for attempt in unfinished_of_agent(transaction.connection, agent_id, job_id):
         if progress.condition(attempt, clock) != "lost":

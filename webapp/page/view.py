@@ -17,6 +17,9 @@ from webapp.rules.report import LATEST_TIME
 from webapp.storage.jobs import clock_now, find, find_attempt, pipeline_of
 from webapp.storage.tables import attempt_from
 
+# In place of what GitHub says of the operator's token and settings
+NOT_STARTED = "GitHub did not start the workflow. The operator's page says why."
+
 
 @dataclass(frozen=True)
 class View:
@@ -52,6 +55,11 @@ class View:
     def status(self) -> str:
         """One of progress.STATUSES."""
         return self.attempt.status
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, as a watcher may read it; the operator's pages show `attempt.error`."""
+        return NOT_STARTED if self.attempt.end == "refused" else self.attempt.error
 
     @cached_property
     def condition(self) -> str:
@@ -106,7 +114,7 @@ class View:
             "waiting_for": attempt.waiting_for if self.condition == "waiting" else None,
             "attempt": attempt.number,
             "failed_step": attempt.failed_step,
-            "error": attempt.error,
+            "error": self.error,
             "created_at": iso(self.created_at),
             "expected": expected,
             "note": attempt.note,

@@ -135,7 +135,7 @@ def report(view: View) -> str:
         "Attempt": view.attempt.number,
         "Step": f"{step.label}, {state(view, step)}",
         "Last sign of life": moment(view.attempt.last_signal_at) if view.attempt.last_signal_at else None,
-        "Error": view.attempt.error,
+        "Error": view.error,
         "Run": view.run_url,
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)

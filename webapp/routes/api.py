@@ -17,8 +17,8 @@ from webapp.routes import guard
 from webapp.rules.progress import CONDITIONS, STATUSES
 from webapp.rules.report import BadReport, parse
 from webapp.rules.request import BadField, name_of, read_start
-from webapp.storage.jobs import BadMark, callbacks_of, is_in, newest_jobs, of_run
-from webapp.storage.tables import db, jobs
+from webapp.storage.jobs import BadMark, Wanted, callbacks_of, newest_jobs
+from webapp.storage.tables import db
 
 LARGEST_PAGE = 200
 FILTERS = ("status", "condition", "agent_id", "pipeline", "run_id", "since", "limit", "before")
@@ -113,22 +113,19 @@ def callbacks(job_id: str) -> Response:
 def several() -> Response:
     """A page of jobs, newest first, and the mark of the next."""
     asked, ours, connection = request.args, parts(), db.session.connection()
-    filters = []
-    if status := _one_of(asked, "status", STATUSES):
-        filters.append(jobs.c.status == status)
-    if condition := _one_of(asked, "condition", CONDITIONS):
-        filters.append(is_in(condition, ours.views.clock(connection)))
-    if agent_id := name_of(asked, "agent_id"):
-        filters.append(jobs.c.agent_id == agent_id)
-    if pipeline := name_of(asked, "pipeline"):
-        filters.append(jobs.c.pipeline == pipeline)
-    if run_id := asked.get("run_id"):
-        if not re.fullmatch("[0-9]{1,20}", run_id):
-            raise BadField("run_id: not a whole number of at most 20 digits")
-        filters.append(of_run(run_id.lstrip("0") or "0"))
-    if since := asked.get("since"):
-        filters.append(jobs.c.created_at >= _moment(since))
-    rows, before = newest_jobs(connection, _limit(asked), asked.get("before"), *filters)
+    run_id, since = asked.get("run_id", ""), asked.get("since")
+    if not re.fullmatch("[0-9]{0,20}", run_id):
+        raise BadField("run_id: not a whole number of at most 20 digits")
+    wanted = Wanted(
+        ours.views.clock(connection),
+        status=_one_of(asked, "status", STATUSES),
+        condition=_one_of(asked, "condition", CONDITIONS),
+        agent_id=name_of(asked, "agent_id"),
+        pipeline=name_of(asked, "pipeline"),
+        run_id=run_id and (run_id.lstrip("0") or "0"),
+        since=_moment(since) if since else None,
+    )
+    rows, before = newest_jobs(connection, _limit(asked), asked.get("before"), wanted)
     return jsonify(jobs=[as_json(ours.views.of(row, connection)) for row in rows], before=before)
 
 
@@ -159,6 +156,7 @@ def as_json(view: View) -> dict[str, Any]:
     """The watcher's JSON, and what is the operator's only."""
     attempt, ours = view.attempt, parts()
     return view.as_json() | {
+        "error": attempt.error,
         "progress_url": ours.progress_url(view.job_id, view.link),
         "badge_url": ours.badge_url(view.job_id, view.link),
         "server_id": attempt.server_id,

@@ -60,8 +60,13 @@ def htmx() -> bytes:
 
 
 def compress(response: Response) -> Response:
-    """A page or picture in gzip, for who takes it; never a stream."""
-    if response.mimetype not in COMPRESSIBLE or "Content-Encoding" in response.headers:
+    """A page or picture in gzip, for a client that takes it; never a stream, never the operator's pages.
+
+    Those say back what was asked for beside a secret (csrf), which its compressed length would betray:
+    https://www.breachattack.com/
+    """
+    is_secret = request.blueprint in ("operator", "sign_in")
+    if is_secret or response.mimetype not in COMPRESSIBLE or "Content-Encoding" in response.headers:
         return response
     response.vary.add("Accept-Encoding")
     if not response.is_streamed and response.data and request.accept_encodings["gzip"]:

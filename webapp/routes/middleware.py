@@ -2,12 +2,10 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from errno import EPIPE
-from functools import partial
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, has_request_context, jsonify, render_template, request
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,8 +18,6 @@ from webapp.parts import parts
 from webapp.rules.report import JOB_ID
 from webapp.storage.database import reason
 
-COMMENT = b": still here\n\n"
-COMMENT_CHUNK = b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT)
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +50,8 @@ def set_up(app: Flask, settings: Settings) -> None:
         "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
     )
     embedders = " ".join(settings.embed_origins) or "'none'"
+    url = urlsplit(settings.public_url)
+    is_alone = url.scheme == "https" and not url.path  # below a path, the host is not ours to bind to https
 
     @app.after_request
     def secure(response: Response) -> Response:
@@ -62,6 +60,8 @@ def set_up(app: Flask, settings: Settings) -> None:
         headers.add("Content-Security-Policy", policy + framed_by)
         headers.add("X-Content-Type-Options", "nosniff")
         headers.add("Referrer-Policy", "no-referrer")
+        if is_alone:
+            headers.add("Strict-Transport-Security", "max-age=31536000")
         if "Cache-Control" not in headers:
             headers.add("Cache-Control", "no-store")
         return response
@@ -126,23 +126,6 @@ def unavailable(error: SQLAlchemyError) -> Response:
     response.status_code = 503
     response.headers["Retry-After"] = "5"
     return response
-
-
-def commenter() -> Callable[[], object]:
-    """Sends a comment on this request's connection, without waiting and without waking who serves it.
-
-    It goes to gunicorn's socket, framed as gunicorn would frame it. Raises OSError where the connection
-    is gone; who does not read gets none.
-    """
-    connection = request.environ.get("gunicorn.socket")
-    comment = COMMENT if request.environ["SERVER_PROTOCOL"] == "HTTP/1.0" else COMMENT_CHUNK
-    return partial(_send, connection, comment) if connection else lambda: None
-
-
-def _send(connection: Any, data: bytes) -> None:
-    with suppress(BlockingIOError):
-        if connection.send(data, timeout=0.0) < len(data):
-            raise BrokenPipeError(EPIPE, "half a chunk")
 
 
 def event_stream(events: Iterator[bytes]) -> Response:

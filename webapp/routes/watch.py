@@ -4,7 +4,7 @@ from flask import Blueprint, Response, abort, jsonify, render_template, request
 
 from webapp.page.view import View, iso
 from webapp.parts import parts
-from webapp.routes.middleware import commenter, event_stream
+from webapp.routes.middleware import event_stream
 from webapp.signing import ShareLinks
 from webapp.storage.tables import db
 
@@ -52,4 +52,4 @@ def events(token: str) -> Response:
     """The fragment at once and at every change, until the job is over."""
     view = shared(token)
     db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().hub.events(view.job_id, commenter(), view.link))
+    return event_stream(parts().hub.events(view.job_id, view.link))

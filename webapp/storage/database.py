@@ -5,8 +5,10 @@ for a lock by itself, and all that happens to its files is noticed by looking at
 """
 
 import logging
+import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -81,6 +83,15 @@ def prepare(engine: Engine) -> "SQLiteFiles | None":
         connection.commit()
 
     return None
+
+
+def keep_private(engine: Engine) -> None:
+    """SQLite's files are for their owner alone, whatever the umask was."""
+    if engine.dialect.name == "sqlite":
+        os.umask(0o077)
+        for ending in ("", "-wal", "-shm"):
+            with suppress(OSError):  # not there yet, or another user's
+                Path(f"{engine.url.database}{ending}").chmod(0o600)
 
 
 def unbounded(connection: Connection) -> Connection:

@@ -3,7 +3,6 @@
 from time import monotonic, time
 
 import gevent
-from sqlalchemy import insert, update
 
 from webapp.rules.progress import Report
 from webapp.storage.database import reason
@@ -51,6 +50,5 @@ def try_to_store(transaction: Transaction) -> None:
     with connection.begin_nested() as savepoint:
         Transaction(connection, transaction.pipelines).receive([PROBE])
         savepoint.rollback()
-    mark = {"name": "health", "at": time()}
-    if not connection.execute(update(marks).values(at=mark["at"]).where(marks.c.name == "health")).rowcount:
-        connection.execute(insert(marks), mark)
+    mark = transaction.insert(marks).values(name="health", at=time())
+    connection.execute(mark.on_conflict_do_update(index_elements=["name"], set_={"at": mark.excluded.at}))

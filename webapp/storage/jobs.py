@@ -1,7 +1,8 @@
 """The reads, by name: jobs with their attempts and callbacks, and what is usual."""
 
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,8 +44,38 @@ FRESH_FOR = 2.0  # seconds for which what is usual, and when the door was shut, 
 Usual = forecast.Usual
 _usual: WeakKeyDictionary[Engine, dict[str, tuple[float, Usual | None]]] = WeakKeyDictionary()
 _closures: WeakKeyDictionary[Engine, tuple[float, list[tuple[float, float]]]] = WeakKeyDictionary()
+started_at: float | None = None  # when the server of this process started
 _built_in = load(None)[BUILT_IN]
 _pipelines: dict[str, Pipeline] = {}  # by hash; a definition never changes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which jobs a list is to show; None and "" leave it open. Times are Unix seconds."""
+
+    clock: Clock
+    status: str | None = None
+    condition: str | None = None
+    agent_id: str | None = None
+    pipeline: str | None = None
+    run_id: str | None = None
+    since: float | None = None
+    begins: str | None = None  # of the job's or the agent's id
+
+    def filters(self) -> Iterator[ColumnElement[bool]]:
+        """The same in SQL."""
+        for column in (jobs.c.status, jobs.c.agent_id, jobs.c.pipeline):
+            if value := getattr(self, column.name):
+                yield column == value
+        if self.condition:
+            yield is_in(self.condition, self.clock)
+        if self.run_id:
+            yield jobs.c.job_id.in_(select(attempts.c.job_id).where(attempts.c.run_id == self.run_id))
+        if self.since is not None:
+            yield jobs.c.created_at >= self.since
+        if prefix := self.begins:
+            ids = (jobs.c.job_id, jobs.c.agent_id)
+            yield or_(*((id >= prefix) & (id < prefix + "\uffff") for id in ids))
 
 
 class BadMark(ValueError):
@@ -100,6 +131,16 @@ def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     return [attempt_from(row) for row in rows]
 
 
+def link_of(connection: Connection, job_id: str) -> int | None:
+    """How many links of a job were revoked, None for an unknown job."""
+    return connection.execute(select(jobs.c.link).where(jobs.c.job_id == job_id)).scalar()
+
+
+def is_empty(connection: Connection) -> bool:
+    """Whether there is no job at all."""
+    return connection.execute(select(jobs.c.job_id).limit(1)).scalar() is None
+
+
 def known_jobs(connection: Connection, job_ids: Iterable[str]) -> set[str]:
     """Those of the jobs that exist, their rows locked until the transaction ends (SQLite: the file is)."""
     ids = sorted(job_ids)
@@ -124,14 +165,14 @@ def unfinished_of_agent(connection: Connection, agent_id: str, but: str) -> list
 
 
 def newest_jobs(
-    connection: Connection, limit: int, before: str | None = None, *filters: ColumnElement[bool]
+    connection: Connection, limit: int, before: str | None = None, wanted: Wanted | None = None
 ) -> tuple[list[Row[Any]], str | None]:
     """A page of `current_attempts()`, newest job first, and the mark of the next page, None on the last.
 
     Raises BadMark.
     """
     key = (jobs.c.created_at, jobs.c.job_id)
-    found = current_attempts().where(*filters)
+    found = current_attempts().where(*(wanted.filters() if wanted else ()))
     if before:
         found = found.where(tuple_(*key) < tuple_(*_marked(before)))
     rows = connection.execute(found.order_by(*(column.desc() for column in key)).limit(limit + 1)).all()
@@ -171,16 +212,6 @@ def _marked(mark: str) -> tuple[float, str]:
         raise BadMark from None
 
 
-def begins(prefix: str) -> ColumnElement[bool]:
-    """The job or its agent has an id that begins so."""
-    return or_(*((id >= prefix) & (id < prefix + "\uffff") for id in (jobs.c.job_id, jobs.c.agent_id)))
-
-
-def of_run(run_id: str) -> ColumnElement[bool]:
-    """The job has an attempt of this workflow run."""
-    return jobs.c.job_id.in_(select(attempts.c.job_id).where(attempts.c.run_id == run_id))
-
-
 def is_in(condition: str, clock: Clock) -> ColumnElement[bool]:
     """`progress.condition` in SQL; the unfinished attempts have an index by their last sign of life."""
     if condition == "over":
@@ -195,9 +226,10 @@ def is_in(condition: str, clock: Clock) -> ColumnElement[bool]:
     return attempts.c.end.is_(None) & jobs.c.status.in_(UNFINISHED) & which[condition]
 
 
-def count(connection: Connection, which: ColumnElement[bool]) -> int:
+def count(connection: Connection, wanted: Wanted) -> int:
     """How many jobs are so, counted up to one more than MOST_COUNTED."""
-    some = current_attempts().with_only_columns(attempts.c.job_id).where(which).limit(MOST_COUNTED + 1)
+    some = current_attempts().with_only_columns(attempts.c.job_id).where(*wanted.filters())
+    some = some.limit(MOST_COUNTED + 1)
     return connection.execute(select(func.count()).select_from(some.subquery())).scalar_one()
 
 
@@ -225,6 +257,14 @@ def changes_since(connection: Connection, change: int) -> dict[str, int]:
     return found
 
 
+_NUMBERS = CURRENT.with_only_columns(attempts.c.job_id, attempts.c.change)
+
+
+def numbers_of(connection: Connection, job_ids: Iterable[str]) -> dict[str, int]:
+    """The number of the last change of each of these jobs that exists."""
+    return {row.job_id: row.change for row in connection.execute(_NUMBERS, {"ids": [*job_ids]})}
+
+
 def usual(connection: Connection, pipeline: str) -> Usual | None:
     """What an attempt of this pipeline may be measured by; costs nothing when asked again at once."""
     known = _usual.setdefault(connection.engine, {})
@@ -238,11 +278,20 @@ def usual(connection: Connection, pipeline: str) -> Usual | None:
     return learnt
 
 
+def newest_arrival(connection: Connection, until: float) -> float | None:
+    """The time of the newest callback that arrived until then; they are stored a little out of order."""
+    known = select(callbacks.c.arrived_at).where(callbacks.c.arrived_at <= until)
+    newest = known.order_by(callbacks.c.id.desc()).limit(100).subquery()
+    return connection.execute(select(func.max(newest.c.arrived_at))).scalar()
+
+
 def clock_now(connection: Connection | None, engine: Engine, quiet_after: float, lost_after: float) -> Clock:
     """The clock of silence; when the door was shut is read anew where there is a connection to read by."""
     read_at, shut = _closures.get(engine, (float("-inf"), []))
     if connection is not None and monotonic() - read_at >= FRESH_FOR:
         rows = connection.execute(select(closures.c.since, closures.c.until))
         shut = [(row.since, row.until) for row in rows]
+        if started_at is not None and all(until != started_at for _, until in shut):  # not yet recorded
+            shut.append((newest_arrival(connection, started_at) or started_at, started_at))
         _closures[engine] = monotonic(), shut
     return clock(time(), quiet_after, lost_after, shut)

@@ -86,7 +86,7 @@ class Transaction:
         self._links: dict[str, int] = {}
         self._defined: set[str] = set()
         self._number = reads.newest_change(connection) + 1
-        self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        self.insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
 
     def receive(self, reports: Sequence[Report]) -> list[Receipt]:
         """Take callbacks in, in this order."""
@@ -138,7 +138,7 @@ class Transaction:
             else:
                 new.append(after._asdict())
         if new:
-            self.connection.execute(self._insert(attempts), new)
+            self.connection.execute(self.insert(attempts), new)
         for names, rows in changed.items():
             if names:
                 self.connection.execute(_update_attempt(names), rows)
@@ -165,7 +165,7 @@ class Transaction:
             self._defined.add(pipeline.hash)
             reads.remember(pipeline)
             row = {"hash": pipeline.hash, "content": pipeline.content}
-            self.connection.execute(self._insert(definitions).on_conflict_do_nothing(), row)
+            self.connection.execute(self.insert(definitions).on_conflict_do_nothing(), row)
 
     def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
         """Insert jobs (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`); the ids of the new ones."""
@@ -175,12 +175,22 @@ class Transaction:
             {"attempt": 1, "status": "queued", "link": self._links.get(row["job_id"], 0), **row}
             for row in rows
         ]
-        statement = self._insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
+        statement = self.insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
         return {row.job_id for row in self.connection.execute(statement, fresh)}
 
     def current(self, job_id: str) -> Attempt | None:
         """A job's current attempt, locked; None for an unknown job."""
         return self._find([job_id]).get(job_id)
+
+    def job(self, job_id: str) -> Row[Any]:
+        """The row of a job that there is."""
+        return self.connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
+
+    def lock_agent(self, agent_id: str) -> None:
+        """Until the commit nobody else gets past this for that agent (SQLite: nobody else writes)."""
+        if self.connection.dialect.name == "postgresql":
+            lock = func.pg_advisory_xact_lock(func.hashtextextended(agent_id, 0))
+            self.connection.execute(select(lock))
 
     def touch(self, current: Attempt) -> None:
         """Have the streams of a job look anew, though its attempt is as it was."""
@@ -209,7 +219,7 @@ class Transaction:
             return
         for table in (notifications, callbacks, attempts, jobs):
             self.connection.execute(delete(table).where(table.c.job_id.in_(job_ids)))
-        statement = self._insert(departed)
+        statement = self.insert(departed)
         newer = {name: statement.excluded[name] for name in ("link", "change", "deleted_at")}
         self.connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=newer), left)
         self.changes |= {row["job_id"]: Change(self._number) for row in left}
@@ -319,7 +329,7 @@ class Transaction:
         ]
         if not rows:
             return set()
-        statement = self._insert(callbacks).on_conflict_do_nothing().returning(callbacks.c.job_id)
+        statement = self.insert(callbacks).on_conflict_do_nothing().returning(callbacks.c.job_id)
         return {row.job_id for row in self.connection.execute(statement, rows)}
 
 

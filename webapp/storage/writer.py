@@ -61,7 +61,7 @@ class Writer:
         pipelines: Mapping[str, Pipeline],
         wake: Callable[[Changes], None],
     ) -> None:
-        self._engine = engine
+        self.engine = engine
         self._files = files
         self._pipelines = pipelines
         self._wake = wake
@@ -74,6 +74,10 @@ class Writer:
         self.stored_at = float("-inf")  # when a transaction was last committed; both by the monotonic clock
         self.tried_since: float | None = None  # the first try since then that did not come to an end well
         self.problem: str | None = None  # why the last one did not, in the driver's words
+
+    def has_its_files(self) -> bool:
+        """Whether SQLite's file is still the one that is open."""
+        return self._files is None or self._files.are_kept()
 
     def receive(self, report: Report) -> Receipt:
         """Store a callback durably. Raises SQLAlchemyError or UnknownPipeline: nothing is stored."""
@@ -160,7 +164,7 @@ class Writer:
 
     def _commit(self, change: Callable[[Transaction], T], retry: bool = True) -> tuple[T, Changes]:
         if self._connection is None or self._connection.closed:
-            self._connection = self._engine.connect().execution_options(writes=True)
+            self._connection = self.engine.connect().execution_options(writes=True)
         try:
             with self._connection.begin() as begun:
                 transaction = Transaction(self._connection, self._pipelines)
@@ -172,7 +176,7 @@ class Writer:
                 self._drop()
                 return self._commit(change, retry=False)
             raise
-        if self._files and not self._files.are_kept():
+        if self._files and not self.has_its_files():
             self._files.reopen()
             raise OperationalError("COMMIT", None, sqlite3.OperationalError(PROBLEM))
         return result, transaction.changes
@@ -188,11 +192,11 @@ class Writer:
         if connection is not None:
             connection.invalidate()
             connection.close()
-        self._engine.dispose()
+        self.engine.dispose()
 
     def _to_disk(self, begun: RootTransaction) -> None:
         """Commit, off the event loop where to wait for the disk would block it."""
-        if self._engine.dialect.name == "sqlite" and is_module_patched("threading"):
+        if self.engine.dialect.name == "sqlite" and is_module_patched("threading"):
             self._bound.close()  # a thread cannot be called back; and no lock is waited for any more
             error = self._disk.apply(_error_of, (begun.commit,))
             if error:

@@ -1,0 +1,56 @@
+"""The house: imports run downward, SQL stands in storage, files and functions can be read at once."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.server import ROOT
+
+WEBAPP = ROOT / "webapp"
+GROUND = ("config", "signing", "logs", "refusals")
+FLOORS = ("rules", "storage", "page", "streams", "github")  # each may import those before it
+DOORS = ("callbacks", "watch", "operator", "sign_in", "api", "metrics")
+MAY_NOT = {"page": {"streams", "github"}, "streams": {"github"}, "github": {"page", "streams"}}
+SQL = {"select", "insert", "update", "delete", "func", "text", "tuple_", "literal", "exists"}
+
+
+def modules() -> Iterator[tuple[str, ast.Module, Path]]:
+    for path in sorted(WEBAPP.rglob("*.py")):
+        if "migrations" not in path.parts:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            yield name, ast.parse(path.read_text()), path
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import from somewhere."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield node.module, alias.name
+
+
+def floor(module: str) -> str:
+    return module.removeprefix("webapp.").partition(".")[0]
+
+
+def test_imports_run_downward_and_doors_import_no_doors() -> None:
+    for name, tree, _ in modules():
+        here = floor(name)
+        for module, what in imports(tree):
+            if not module.startswith("webapp"):
+                continue
+            there = floor(module) if module != "webapp" else what
+            if here in GROUND:
+                assert there in GROUND, (name, module)
+            if here in FLOORS:
+                allowed = {*GROUND, *FLOORS[: FLOORS.index(here) + 1]} - MAY_NOT.get(here, set())
+                assert there in allowed, (name, module)
+            if here == "routes" and there == "routes" and name.rpartition(".")[2] in DOORS:
+                assert what not in DOORS and module.rpartition(".")[2] not in DOORS, (name, module, what)
+
+
+def test_sql_stands_in_storage_alone() -> None:
+    for name, tree, _ in modules():
+        if floor(name) not in ("storage", "check"):
+            taken = {what for module, what in imports(tree) if module.startswith("sqlalchemy")}
+            assert not taken & SQL, (name, taken & SQL)

@@ -1,0 +1,88 @@
+"""What each process does with the database before and beside its work: refuse, record, watch."""
+
+import logging
+
+import gevent
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+
+from webapp.storage import jobs as reads
+from webapp.storage.database import reason
+from webapp.storage.health import try_to_store
+from webapp.storage.tables import closures
+from webapp.storage.transaction import Transaction
+from webapp.storage.writer import Writer
+
+CLOSURES_KEPT = 7 * 86_400.0  # seconds
+LOOK_EVERY = 1.0  # seconds
+SQLITE_ERROR, SQLITE_NOTADB = 1, 26  # no such table or column; not a database: waiting mends neither
+
+log = logging.getLogger(__name__)
+
+
+class CannotStart(Exception):
+    """The database is there, and will not do."""
+
+
+def begin(writer: Writer, started_at: float) -> None:
+    """Be ready to store, or raise CannotStart; a database that is away is waited for beside the work.
+
+    `started_at` is when the server started (Unix seconds), the same for all of its processes.
+    """
+    reads.started_at = started_at
+    is_recorded = False
+    try:
+        refuse_pooler(writer)
+        writer.run(lambda transaction: record(transaction, started_at))
+        is_recorded = True
+    except SQLAlchemyError as error:
+        if _is_schema(error):
+            raise CannotStart(f"{reason(error)}: flask db upgrade may help") from None
+        log.warning("the server starts without its database: %s", reason(error))
+    gevent.spawn(_watch, writer, started_at, is_recorded)
+
+
+def refuse_pooler(writer: Writer) -> None:
+    """Raise CannotStart where a connection has another server process at each transaction: LISTEN is lost."""
+    if writer.engine.dialect.name == "sqlite":
+        return
+    process = select(func.pg_backend_pid())
+    with writer.engine.connect() as first, writer.engine.connect() as second:
+        before = first.scalar(process)
+        first.commit()
+        if before == second.scalar(process) or before != first.scalar(process):
+            raise CannotStart(
+                "DATABASE_URL leads to a pooler in transaction mode, where LISTEN is lost: set its"
+                " pool_mode to session, or go to the server itself"
+            )
+
+
+def record(transaction: Transaction, started_at: float) -> None:
+    """Try to store a callback; then record since when no door was open, which is not the jobs' silence."""
+    try_to_store(transaction)
+    connection = transaction.connection
+    connection.execute(delete(closures).where(closures.c.until < started_at - CLOSURES_KEPT))
+    since = reads.newest_arrival(connection, started_at)
+    if since is not None:
+        row = {"until": started_at, "since": since}
+        connection.execute(transaction.insert(closures).on_conflict_do_nothing(), row)
+
+
+def _is_schema(error: SQLAlchemyError) -> bool:
+    if isinstance(error, OperationalError):
+        return getattr(error.orig, "sqlite_errorcode", None) in (SQLITE_ERROR, SQLITE_NOTADB)
+    return isinstance(error, ProgrammingError | IntegrityError)
+
+
+def _watch(writer: Writer, started_at: float, is_recorded: bool) -> None:
+    """A greenlet of each process: record the start once the database answers, and look after its files."""
+    while True:
+        gevent.sleep(LOOK_EVERY)
+        try:
+            if not is_recorded:
+                writer.run(lambda transaction: record(transaction, started_at))
+                is_recorded = True
+            elif not writer.has_its_files():
+                writer.run(lambda transaction: None)  # which opens them anew
+        except Exception as error:
+            log.warning("the database does not answer: %s", reason(error))
