@@ -12,11 +12,15 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from runner import ProvisioningError, agent_image, identifier, run, setting
+import inputs
+from runner import LONGEST, ProvisioningError, Step, doing, run, seconds, setting
 
 PLAYBOOK = Path(__file__).with_name("playbook.yml")
-FAILURE = re.compile(r"(?:fatal|failed): \[.*?\].*?: (?:FAILED|UNREACHABLE)! => (\{.*\})")
+FAILURE = re.compile(r"(?:fatal|failed): \[.*?\].*?: (?:FAILED|UNREACHABLE)! => (.*)")
+SHORTEST_SECRET = 6  # characters; a shorter value would hide half of the text
+END_SECONDS = 5
 
 
 def directory() -> Path:
@@ -26,7 +30,7 @@ def directory() -> Path:
 
 def inventory() -> None:
     """Write key, environment file and inventory; all values are data, checked or never parsed."""
-    named = {"AGENT_ID": identifier("AGENT_ID"), "JOB_ID": identifier("JOB_ID")}
+    named = {"AGENT_ID": inputs.identifier("AGENT_ID"), "JOB_ID": inputs.identifier("JOB_ID")}
     lines = [f"{name}={value}" for name, value in named.items()]
     host = {
         "ansible_host": address("TAILSCALE_IP"),
@@ -35,13 +39,16 @@ def inventory() -> None:
         "ansible_ssh_private_key_file": str(directory() / "key"),
         "ansible_ssh_common_args": "-o StrictHostKeyChecking=accept-new"
         f" -o UserKnownHostsFile={directory() / 'known_hosts'}",
-        "agent_image": agent_image(),
+        "agent_image": inputs.agent_image(),
         "agent_environment": str(directory() / "agent.env"),
+        "agent_tailscale_site": urlsplit(inputs.packages_url()).hostname,
+        "agent_watch_seconds": seconds("WATCH_SECONDS", 20),
     }
+    key, lines = inputs.private_key(), lines + inputs.agent_environment()
     shutil.rmtree(directory(), ignore_errors=True)
     directory().mkdir(mode=0o700)
-    write("key", setting("SSH_PRIVATE_KEY").strip())
-    write("agent.env", "\n".join([*lines, os.environ.get("AGENT_ENVIRONMENT", "").strip()]))
+    write("key", key)
+    write("agent.env", "\n".join(lines))
     write("inventory.json", json.dumps({"all": {"hosts": {"agent": host}}}))
 
 
@@ -56,38 +63,77 @@ def address(name: str) -> str:
 def write(name: str, content: str) -> None:
     """Write a file that nobody else can read at any moment."""
     descriptor = os.open(directory() / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(content.replace("\r", "").rstrip("\n") + "\n")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(content.rstrip("\n") + "\n")
 
 
 def configure() -> None:
     """Run the playbook, its output passed through, or raise ProvisioningError with task and reason."""
     command = ["ansible-playbook", "--inventory", str(directory() / "inventory.json"), str(PLAYBOOK)]
-    quiet = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1"}
-    task, problem = "", "see the log"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=quiet) as ansible:
-        for line in ansible.stdout or ():
-            print(line, end="", flush=True)
-            if line.startswith(("TASK [", "RUNNING HANDLER [")):
-                task = line.split("[", 1)[1].split("]", 1)[0]
-            elif failure := FAILURE.match(line):
-                problem = reason(json.loads(failure[1]))
+    quiet = os.environ | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_PIPELINING": "1", "PYTHONUNBUFFERED": "1"}
+    task, problem, last = "", "", ""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=quiet
+    ) as ansible:
+        try:
+            for line in ansible.stdout or ():
+                if line.startswith(("TASK [", "RUNNING HANDLER [")):
+                    task = line.split("[", 1)[1].rsplit("]", 1)[0]
+                    doing(f"the task “{task}”")
+                print(line, end="", flush=True)
+                if failure := FAILURE.match(line):
+                    problem = reason(failure[1])
+                last = line.strip() or last
+        except BaseException:
+            end(ansible)
+            raise
     if ansible.returncode:
-        raise ProvisioningError(f"Ansible failed at “{task}”: {problem}")
+        where = f"at “{task}”" if task else "before its first task"
+        raise ProvisioningError(
+            f"Ansible failed {where}: {without_secrets(problem or last or 'see the log')}"
+        )
 
 
-def reason(result: dict[str, Any]) -> str:
-    """Return why a task failed, as its module said it."""
-    said = [result.get("msg"), result.get("stderr")]
-    if said[0] == "non-zero return code":  # all that a command's result says of itself
-        said.reverse()
-    return str(said[0] or said[1] or "see the log")[:500]
+def end(ansible: "subprocess.Popen[str]") -> None:
+    """Stop Ansible: a process that is left would hold the step's output open."""
+    ansible.terminate()
+    try:
+        ansible.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        ansible.kill()
+
+
+def reason(said: str) -> str:
+    """Return why a task failed, as its module said it; what is no JSON is told as it is."""
+    try:
+        result: Any = json.loads(said)
+    except ValueError:
+        result = None
+    if not isinstance(result, dict):
+        return said[:LONGEST]
+    words = [result.get("msg"), result.get("stderr")]
+    if words[0] == "non-zero return code":  # all that a command's result says of itself
+        words.reverse()
+    return str(words[0] or words[1] or "see the log").strip()[: LONGEST - 200]
+
+
+def without_secrets(text: str) -> str:
+    """Take the values of the agent's environment out: watchers read what an agent may have written."""
+    try:
+        lines = (directory() / "agent.env").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return text
+    values = {line.partition("=")[2] for line in lines if not line.startswith(("#", "AGENT_ID=", "JOB_ID="))}
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return text
 
 
 if __name__ == "__main__":
     run(
         {
-            "inventory": ("Generate Ansible inventory", inventory),
-            "run": ("Configure VM with Ansible", configure),
+            "inventory": Step("Generate Ansible inventory", inventory, 60),
+            "run": Step("Configure VM with Ansible", configure, 29 * 60),
         }
     )

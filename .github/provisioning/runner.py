@@ -5,16 +5,55 @@ Everything comes from the environment; a GitHub expression never becomes part of
 
 import os
 import re
+import secrets
+import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
-IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")  # what a unit file takes without quoting
+LONGEST = 1500  # characters of an error; Milepost keeps 2,000
 
 
 class ProvisioningError(Exception):
-    """The run cannot go on; the message is one line that a person can act on."""
+    """The run cannot go on; the message is text that a person can act on."""
+
+
+class StoppedError(BaseException):
+    """A signal ended the step: somebody cancelled it, or its time is over. Nobody may retry it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a script: what the workflow calls it, what it does, its time in seconds.
+
+    The time is shorter than the step's `timeout-minutes`, so that the script itself can still tell
+    what was running. STEP_SECONDS overrides it.
+    """
+
+    title: str
+    work: Callable[[], None]
+    seconds: float
+
+
+_doing = "it started"
+_deadline = float("inf")
+
+
+def doing(what: str) -> None:
+    """Say in the log what begins now; an error names it as what was running."""
+    global _doing
+    _doing = what
+    print(f"{what[:1].upper()}{what[1:]}", flush=True)
+
+
+def remaining() -> float:
+    """Return how many seconds the step still has."""
+    return _deadline - time.monotonic()
 
 
 def setting(name: str, default: str | None = None) -> str:
@@ -25,48 +64,79 @@ def setting(name: str, default: str | None = None) -> str:
     return value
 
 
-def identifier(name: str) -> str:
-    """Return an input that is safe in a name, a label or a file: 1 to 64 of A-Z a-z 0-9 . _ -"""
-    value = os.environ.get(name, "")
-    if not IDENTIFIER.fullmatch(value):
-        raise ProvisioningError(
-            f"{name.lower()} is not 1 to 64 letters, digits, '.', '_' or '-': {value[:80]!r}"
-        )
-    return value
-
-
-def agent_image() -> str:
-    """Return AGENT_IMAGE, the reference of the container image that is the agent."""
-    image = setting("AGENT_IMAGE")
-    if not IMAGE.fullmatch(image):
-        raise ProvisioningError(f"AGENT_IMAGE is not an image reference: {image[:80]!r}")
-    return image
+def seconds(name: str, default: float) -> float:
+    """Return a variable that is a number of seconds."""
+    try:
+        return float(setting(name, str(default)))
+    except ValueError:
+        raise ProvisioningError(f"{name} is not a number of seconds") from None
 
 
 def output(**values: object) -> None:
-    """Hand values to later steps, each on one line, as soon as they are known.
+    """Hand values to later steps as soon as they are known; a value may have several lines.
 
     https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
     with Path(setting("GITHUB_OUTPUT", os.devnull)).open("a", encoding="utf-8") as file:
-        file.writelines(f"{name}={one_line(value)}\n" for name, value in values.items())
+        for name, value in values.items():
+            text = clean(value)
+            mark = f"end-{secrets.token_hex(8)}"  # no value can guess it
+            file.write(f"{name}<<{mark}\n{text}\n{mark}\n" if "\n" in text else f"{name}={text}\n")
 
 
-def one_line(value: object) -> str:
-    """Return a text without line breaks or other control characters, at most 1000 characters."""
-    return re.sub(r"[\x00-\x1f\x7f]+", " ", str(value)).strip()[:1000]
+def summary(markdown: str) -> None:
+    """Add to what GitHub shows on the page of the run."""
+    with Path(setting("GITHUB_STEP_SUMMARY", os.devnull)).open("a", encoding="utf-8") as file:
+        file.write(markdown + "\n")
 
 
-def run(steps: dict[str, tuple[str, Callable[[], None]]]) -> None:
-    """Do the step that the first argument names, given as title and function.
+def clean(value: object) -> str:
+    """Return a text without control characters but line feeds, of at most LONGEST characters: its end."""
+    text = re.sub(r"\r\n?", "\n", str(value))
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u2029]+", " ", text).strip()[-LONGEST:]
 
-    A problem becomes an error line in the log, the output `error` and exit code 1.
+
+def say(level: str, message: str) -> None:
+    """Print a message that GitHub shows as `error`, `warning` or `notice`, whatever is in it.
+
+    https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts
     """
-    title, step = steps[sys.argv[1]]
+    text = clean(message).replace("%", "%25").replace("\n", "%0A")
+    print(f"::{level}::{text}", flush=True)
+
+
+def run(steps: dict[str, Step]) -> None:
+    """Do the step that the first argument names.
+
+    Whatever goes wrong becomes an error in the log, the output `error` and exit code 1.
+    """
+    global _deadline
+    step = steps[sys.argv[1]]
     try:
-        step()
+        limit = seconds("STEP_SECONDS", step.seconds)
+        _deadline = time.monotonic() + limit
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, _stop)
+        signal.setitimer(signal.ITIMER_REAL, limit)
+        step.work()
     except ProvisioningError as problem:
-        reason = f"{title} failed: {one_line(problem)}."
-        output(error=reason)
-        print("::error::" + reason.replace("%", "%25"), flush=True)
-        sys.exit(1)
+        _fail(f"{step.title} failed: {problem}")
+    except StoppedError as stop:
+        _fail(f"{step.title} {stop}; what was running: {_doing}")
+    except Exception as bug:
+        traceback.print_exc()
+        _fail(f"{step.title} failed; what was running: {_doing} ({type(bug).__name__}: {bug})")
+
+
+def _fail(reason: str) -> NoReturn:
+    reason = clean(reason)
+    reason += "" if reason.endswith((".", "!")) else "."
+    output(error=reason)
+    say("error", reason)
+    sys.exit(1)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(each, signal.SIG_IGN)  # the end is told once
+    raise StoppedError("ran out of time" if number == signal.SIGALRM else "was stopped by a signal")

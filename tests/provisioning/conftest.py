@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.provisioning.clouds import Clouds, serving
+from tests.provisioning.packages import Signer
 from tests.provisioning.relay import Relay, relaying
 from tests.provisioning.workflow import Runner
 from tests.support.server import Server
@@ -24,9 +25,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_test and chroot != (collection_path.name == "test_chroot.py") else None
 
 
+@pytest.fixture(scope="session")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    return Signer(tmp_path_factory.mktemp("gpg"))
+
+
 @pytest.fixture
-def clouds() -> Iterator[Clouds]:
-    with serving(Clouds()) as clouds:
+def clouds(signer: Signer) -> Iterator[Clouds]:
+    with serving(Clouds(keyring=signer.keyring, fingerprint=signer.fingerprint)) as clouds:
         yield clouds
 
 
@@ -43,10 +49,39 @@ def private_key(tmp_path_factory: pytest.TempPathFactory) -> str:
     return key.read_text()
 
 
+@pytest.fixture(scope="session")
+def ssh_keys(tmp_path_factory: pytest.TempPathFactory, private_key: str) -> dict[str, str]:
+    """What people paste instead of a private key."""
+    folder = tmp_path_factory.mktemp("keys")
+
+    def made(name: str, *options: str) -> Path:
+        subprocess.run(["ssh-keygen", "-q", "-f", folder / name, *options], check=True)
+        return folder / name
+
+    lines = private_key.splitlines()
+    return {
+        "public": made("one", "-N", "").with_suffix(".pub").read_text(),
+        "with a passphrase": made("two", "-N", "a passphrase").read_text(),
+        "with a passphrase, old": made(
+            "three", "-N", "a passphrase", "-t", "rsa", "-b", "2048", "-m", "PEM"
+        ).read_text(),
+        "half": "\n".join(lines[:3]),
+        "damaged": "\n".join([lines[0], *lines[2:]]),
+        "PuTTY": "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\n",
+        "certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+        "anything": "hunter2",
+    }
+
+
 @pytest.fixture
-def runner(tmp_path: Path, clouds: Clouds, private_key: str) -> Runner:
-    """A runner with a stand-in for ansible-playbook alone; the chroot has the real one."""
+def programs(tmp_path: Path) -> Path:
+    """A stand-in for ansible-playbook alone; the chroot has the real one."""
     programs = tmp_path / "programs"
     programs.mkdir()
     shutil.copy(Path(__file__).with_name("ansible-playbook"), programs)
+    return programs
+
+
+@pytest.fixture
+def runner(tmp_path: Path, clouds: Clouds, private_key: str, programs: Path) -> Runner:
     return Runner(tmp_path, clouds, private_key, programs)

@@ -2,8 +2,8 @@
 
 It lives in namespaces, so nothing that is done to it is done to this machine. Of its two network
 interfaces one is called tailscale0, as on a real server, and the other one is what the public sees.
-What a test cannot have is said here: its packages are downloaded before it boots, and Tailscale's
-program only notes how it was called.
+What a test cannot have is said here: Debian's packages come from a folder on it, filled before it boots, and
+Tailscale's, which it gets as a real one does, from a signed repository, only notes how it was called.
 """
 
 import json
@@ -15,18 +15,20 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.provisioning.packages import describe
 from tests.support.server import wait_until
 
-SUITE = "bookworm"
 IMAGE = ["openssh-server", "python3", "python3-apt", "sudo", "dbus", "systemd-sysv"]
 IMAGE += ["cloud-init", "iproute2", "busybox-static"]
-PLAYBOOK = ["docker.io", "nftables", "unattended-upgrades"]
+PLAYBOOK = ["docker.io", "nftables", "unattended-upgrades", "needrestart"]
+NEWER = {"trixie": ["docker-cli"]}  # which Debian 12 has in docker.io itself
 # Of the range for measuring networks, https://www.rfc-editor.org/rfc/rfc2544: nobody has a route to it.
 HERE, PRIVATE, OUTSIDE, PUBLIC = "198.18.77.1", "198.18.77.2", "198.18.77.5", "198.18.77.6"
-NEEDS_INTERNET = {"apt", "packages"}
-TAILSCALE = """#!/bin/sh
-stat --format %a /run/tailscale-auth-key >/var/log/tailscale
-echo "$@" >>/var/log/tailscale
+STORE = "var/local/packages"
+CLOUD_INIT = """datasource_list: [NoCloud]
+apt_preserve_sources_list: true
+network: {config: disabled}
+locale: false
 """
 
 
@@ -34,15 +36,19 @@ def missing() -> str:
     """Say what this machine lacks to build one, "" for nothing."""
     if os.geteuid():
         return "tests/provisioning --chroot has to run as root"
-    lacking = [name for name in ("debootstrap", "ip", "unshare", "nsenter") if not shutil.which(name)]
+    lacking = [
+        name
+        for name in ("debootstrap", "ip", "unshare", "nsenter", "dpkg-deb", "gpg")
+        if not shutil.which(name)
+    ]
     return f"tests/provisioning --chroot needs {', '.join(lacking)}" if lacking else ""
 
 
 class Machine:
     """One such server."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.name = root, f"mp{secrets.token_hex(3)}"
+    def __init__(self, root: Path, suite: str) -> None:
+        self.root, self.suite, self.name = root, suite, f"mp{secrets.token_hex(3)}"
         self._process: subprocess.Popen[bytes] | None = None
         self._build()
         self._wire()
@@ -50,18 +56,29 @@ class Machine:
     def _build(self) -> None:
         """Everything that an image of Hetzner's brings, and a store of packages."""
         mirror = os.environ.get("DEBOOTSTRAP_MIRROR", "http://deb.debian.org/debian")
-        _run("debootstrap", "--variant=minbase", SUITE, self.root, mirror)
+        _run("debootstrap", "--variant=minbase", self.suite, self.root, mirror)
         install = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-qq", "-y"]
         install += ["--no-install-recommends"]
         _run("chroot", self.root, "apt-get", "update", "-qq")
         self.write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)  # start nothing before it boots
         _run("chroot", self.root, *install, *IMAGE)
         (self.root / "usr/sbin/policy-rc.d").unlink()
-        _run("chroot", self.root, *install, "--download-only", *PLAYBOOK)
+        needed = [*PLAYBOOK, *NEWER.get(self.suite, [])]
+        _run("chroot", self.root, *install, "--download-only", *needed)
+        self._keep_packages()
         self.write("etc/docker/daemon.json", json.dumps({"insecure-registries": [f"{HERE}/32"]}))
-        keep = {"apt_preserve_sources_list": True, "network": {"config": "disabled"}, "locale": False}
-        self.write("etc/cloud/cloud.cfg.d/99_test.cfg", json.dumps({"datasource_list": ["NoCloud"]} | keep))
-        self.write("usr/bin/tailscale", TAILSCALE, 0o755)
+        self.write("etc/cloud/cloud.cfg.d/99_test.cfg", CLOUD_INIT)
+
+    def _keep_packages(self) -> None:
+        """Make what was downloaded a repository of its own: the machine has no other way to Debian."""
+        store, described = self.root / STORE, []
+        store.mkdir(parents=True)
+        for package in (self.root / "var/cache/apt/archives").glob("*.deb"):
+            shutil.move(package, store / package.name)
+            described.append(describe(store / package.name, f"./{package.name}"))
+        (store / "Packages").write_text("\n".join(described))
+        self.write("etc/apt/sources.list", f"deb [trusted=yes] file:/{STORE} ./\n")
+        _run("chroot", self.root, "apt-get", "update", "-qq")
 
     def _wire(self) -> None:
         """Two lines between this machine and the network namespace of the other."""
@@ -78,8 +95,7 @@ class Machine:
     def boot(self, user_data: dict[str, Any]) -> None:
         """Start it for the first time as far as cloud-init can tell."""
         self.stop()
-        possible = {name: value for name, value in user_data.items() if name not in NEEDS_INTERNET}
-        self.write("var/lib/cloud/seed/nocloud/user-data", "#cloud-config\n" + json.dumps(possible))
+        self.write("var/lib/cloud/seed/nocloud/user-data", "#cloud-config\n" + json.dumps(user_data))
         self.write("var/lib/cloud/seed/nocloud/meta-data", json.dumps({"instance-id": secrets.token_hex(4)}))
         self.write("whole", "#cloud-config\n" + json.dumps(user_data))
         own = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
@@ -116,11 +132,20 @@ class Machine:
         file.chmod(mode)
 
     def run(self, *command: str) -> str:
-        """Run a command there as root; its output."""
+        """Run a command there as root, which has to succeed; its output."""
+        return _run(*self._inside(), *command)
+
+    def fails(self, *command: str) -> str:
+        """Run a command there as root, which must not succeed; its output."""
+        done = subprocess.run([*self._inside(), *command], capture_output=True, text=True)
+        assert done.returncode, done.stdout
+        return done.stdout + done.stderr
+
+    def _inside(self) -> list[str]:
         assert self._process
         pid = self._process.pid
         (first,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return _run("nsenter", "-t", first, "-m", "-p", "-n", "-u", "-i", "-C", "-r", *command)
+        return ["nsenter", "-t", first, "-m", "-p", "-n", "-u", "-i", "-C", "-r"]
 
     def lets_in(self, address: str) -> bool:
         """Say whether its sshd answers there."""

@@ -20,10 +20,12 @@ LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 @dataclass
 class Registry:
-    """What it holds, by path; `away` makes the image unknown."""
+    """What it holds, by path; `away` makes the image unknown; with `needs_token` it
+    gives everybody a token first, as Docker Hub does."""
 
     image: str = ""
     away: bool = False
+    needs_token: bool = False
     blobs: dict[str, tuple[str, bytes]] = field(default_factory=dict)
 
     def add(self, type: str, content: bytes) -> dict[str, object]:
@@ -36,13 +38,14 @@ class Registry:
         unknown = "application/json", UNKNOWN
         return unknown if self.away and "/manifests/" in path else self.blobs.get(path, unknown)
 
-    def push(self, busybox: Path) -> None:
-        """An image that is one static program, and sleeps."""
+    def push(self, program: Path, tag: str = "1", command: list[str] | None = None) -> str:
+        """An image that is one static program, which sleeps or does `command`; its reference."""
         layer = io.BytesIO()
         with tarfile.open(fileobj=layer, mode="w") as tar:
-            tar.add(busybox, "busybox")
+            tar.add(program, "busybox")
         unpacked = f"sha256:{hashlib.sha256(layer.getvalue()).hexdigest()}"
-        config = {"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/busybox", "sleep", "86400"]}}
+        does = ["/busybox", "sleep", "86400"] if command is None else command
+        config: dict[str, object] = {"architecture": "amd64", "os": "linux", "config": {"Cmd": does}}
         config |= {"rootfs": {"type": "layers", "diff_ids": [unpacked]}}
         manifest = {
             "schemaVersion": 2,
@@ -51,8 +54,9 @@ class Registry:
             "layers": [self.add(LAYER, gzip.compress(layer.getvalue()))],
         }
         self.add(MANIFEST, content := json.dumps(manifest).encode())
-        self.blobs["/v2/agent/manifests/1"] = MANIFEST, content
+        self.blobs[f"/v2/agent/manifests/{tag}"] = MANIFEST, content
         self.blobs["/v2/"] = "application/json", b"{}"
+        return f"{self.image.rpartition(':')[0]}:{tag}"
 
 
 @contextmanager
@@ -63,8 +67,18 @@ def registry_on(address: str, busybox: Path) -> Iterator[Registry]:
 
     class Handler(StandIn):
         def do_GET(self) -> None:
-            type, content = registry.get(self.path)
-            self.send_response(404 if content == UNKNOWN else 200)
+            if self.path.startswith("/token?service=registry&scope=pull"):
+                self.send(200, "application/json", b'{"token": "anybody"}')
+            elif registry.needs_token and self.headers.get("Authorization") != "Bearer anybody":
+                self.send(401, "application/json", b"{}")
+            else:
+                type, content = registry.get(self.path)
+                self.send(404 if content == UNKNOWN else 200, type, content)
+
+        def send(self, status: int, type: str, content: bytes) -> None:
+            self.send_response(status)
+            realm = f"http://{registry.image.split('/')[0]}/token"
+            self.send_header("WWW-Authenticate", f'Bearer realm="{realm}",service="registry",scope="pull"')
             self.send_header("Content-Type", type)
             self.send_header("Docker-Content-Digest", f"sha256:{hashlib.sha256(content).hexdigest()}")
             self.send_header("Content-Length", str(len(content)))

@@ -27,6 +27,10 @@ class Relay:
         reported = [callback for callback in self.callbacks if "status" in callback]
         return [c["step"] if "step" in c and c["status"] != "failed" else c["status"] for c in reported]
 
+    def reported(self, step: str) -> dict[str, Any]:
+        """The callback of a milestone."""
+        return next(callback for callback in self.callbacks if callback.get("step") == step)
+
     def heartbeats(self) -> int:
         return len(self.callbacks) - len(self.milestones())
 

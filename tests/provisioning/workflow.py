@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.provisioning.clouds import HCLOUD_TOKEN, OAUTH, Clouds
+from tests.provisioning.clouds import PACKAGES, Clouds
+from tests.provisioning.hetzner import HCLOUD_TOKEN
+from tests.provisioning.tailnet import OAUTH
 from tests.support.server import KEY, ROOT
 
-WORKFLOW = ".github/workflows/provision-agent.yml"
+WORKFLOWS = ".github/workflows"
+PROVISION, DESTROY, SWEEP = "provision-agent.yml", "destroy-agent.yml", "sweep.yml"
 BIN = Path(sys.executable).parent
 AGENT_SECRET = "AGENT_TOKEN=the agent's {{ own }} $(secret)"
 
@@ -28,6 +31,8 @@ class Runner:
     private_key: str
     programs: Path
     image: str = "registry.example/agent:1"
+    secrets: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shutil.copytree(ROOT / ".github", self.folder / "repository/.github", dirs_exist_ok=True)
@@ -35,7 +40,8 @@ class Runner:
         stub.parent.mkdir()
         step = {"shell": "bash", "run": "true"}
         stub.write_text(json.dumps({"name": "stub", "runs": {"using": "composite", "steps": [step]}}))
-        self.used = re.findall(r"uses: ([\w-]+/[\w-]+@\w+)", (ROOT / WORKFLOW).read_text())
+        workflows = [(ROOT / WORKFLOWS / name).read_text() for name in (PROVISION, DESTROY, SWEEP)]
+        self.used = set(re.findall(r"uses: ([\w-]+/[\w-]+@\w+)", "".join(workflows)))
         self.played = self.folder / "played"
         git: list[str | Path] = [
             "git",
@@ -49,11 +55,18 @@ class Runner:
         for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *command], check=True)
 
-    def start(self, callback_url: str, environment: dict[str, str] | None = None, **fields: str) -> "Run":
+    def drop_key_of_first_job(self) -> None:
+        """As where only the environment of the second job has the key."""
+        workflow = self.folder / "repository" / WORKFLOWS / PROVISION
+        whole = workflow.read_text()
+        workflow.write_text(whole.replace("secrets.GH_CALLBACK_SECRET", "secrets.NONE", 2))
+
+    def start(
+        self, inputs: dict[str, str], environment: dict[str, str] | None = None, workflow: str = PROVISION
+    ) -> "Run":
         """Begin a run; `environment` is what the runner's steps see besides."""
-        inputs = {"region": "eu-central", "callback_url": callback_url, "agent_id": "agent-7"} | fields
         event, secrets, variables = (self.folder / name for name in ("event", "secrets", "variables"))
-        event.write_text(json.dumps({"inputs": inputs}))
+        event.write_text(json.dumps({"inputs": inputs, "repository": {"visibility": "private"}}))
         secrets.write_text(
             json.dumps(
                 {
@@ -64,12 +77,15 @@ class Runner:
                     "SSH_PRIVATE_KEY": self.private_key,
                     "AGENT_ENVIRONMENT": AGENT_SECRET,
                 }
+                | self.secrets
             )
         )
-        variables.write_text(json.dumps({"AGENT_IMAGE": self.image}))
+        variables.write_text(json.dumps({"AGENT_IMAGE": self.image} | self.variables))
         steps = {
             "HCLOUD_ENDPOINT": f"{self.clouds.url}/v1",
             "TAILSCALE_BASE_URL": self.clouds.url,
+            "TAILSCALE_PACKAGES_URL": f"{self.clouds.url}{PACKAGES}",
+            "TAILSCALE_PACKAGES_FINGERPRINT": self.clouds.fingerprint,
             "JOIN_SECONDS": "20",
             "RETRY_SECONDS": "3",
             "HEARTBEAT_SECONDS": "1",
@@ -77,7 +93,7 @@ class Runner:
             "PIP_NO_INDEX": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         } | (environment or {})
-        command: list[str | Path] = [BIN / "act", "workflow_dispatch", "-W", WORKFLOW]
+        command: list[str | Path] = [BIN / "act", "workflow_dispatch", "-W", f"{WORKFLOWS}/{workflow}"]
         command += ["-P", "ubuntu-latest=-self-hosted", "--eventpath", event, "--action-offline-mode"]
         command += ["--secret-file", f"{secrets}.yml", "--var-file", f"{variables}.yml", "--no-cache-server"]
         command += ["--insecure-secrets"]  # or act itself would hide what leaks

@@ -1,0 +1,111 @@
+"""One step of the workflow by itself, entered as the workflow enters it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.provisioning.clouds import PACKAGES, Clouds
+from tests.provisioning.hetzner import HCLOUD_TOKEN
+from tests.provisioning.tailnet import OAUTH
+from tests.support.server import ROOT
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a step ended: its exit code, outputs, log, and what it adds to the page of the run."""
+
+    code: int
+    outputs: dict[str, str]
+    log: str
+    summary: str
+
+    @property
+    def error(self) -> str:
+        assert self.code == 1 and f"::error::{self.outputs['error'][:20]}" in self.log
+        return self.outputs["error"]
+
+
+@dataclass
+class Steps:
+    """`given` is what a run that works has in its environment."""
+
+    folder: Path
+    given: dict[str, str]
+
+    def run(self, script: str, command: str, **environment: str) -> Ended:
+        with self.running(script, command, **environment) as process:
+            log, _ = process.communicate(timeout=60)
+        return self.ended(process, log)
+
+    @contextmanager
+    def running(self, script: str, command: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+        files = {
+            n: self.folder / f"{n}-{os.urandom(4).hex()}" for n in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
+        }
+        for file in files.values():
+            file.touch()
+        named = {name: str(file) for name, file in files.items()}
+        process = subprocess.Popen(
+            [sys.executable, ROOT / ".github/provisioning" / script, command],
+            env=self.given | named | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._files = {process.pid: files} | getattr(self, "_files", {})
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def ended(self, process: "subprocess.Popen[str]", log: str) -> Ended:
+        files = self._files[process.pid]
+        said = read_outputs(files["GITHUB_OUTPUT"].read_text())
+        return Ended(process.returncode, said, log, files["GITHUB_STEP_SUMMARY"].read_text())
+
+
+def read_outputs(text: str) -> dict[str, str]:
+    """As the runner reads them: `name=value`, or `name<<mark`, lines and the mark."""
+    found, lines = {}, iter(text.splitlines())
+    for line in lines:
+        if heredoc := re.fullmatch(r"(\w+)<<(.+)", line):
+            value = []
+            while (following := next(lines)) != heredoc[2]:
+                value.append(following)
+            found[heredoc[1]] = "\n".join(value)
+        else:
+            name, _, found_value = line.partition("=")
+            found[name] = found_value
+    return found
+
+
+def good(folder: Path, clouds: Clouds, private_key: str) -> dict[str, str]:
+    """What a run that works is given."""
+    return {
+        "PATH": os.environ["PATH"],
+        "RUNNER_TEMP": str(folder),
+        "GITHUB_RUN_ID": "77",
+        "GITHUB_RUN_ATTEMPT": "1",
+        "JOB_ID": "job-7",
+        "AGENT_ID": "agent-7",
+        "REGION": "eu-central",
+        "AGENT_IMAGE": "registry.example/agent:1",
+        "CALLBACK_SECRET": "a callback key of the tests",
+        "HCLOUD_TOKEN": HCLOUD_TOKEN,
+        "HCLOUD_ENDPOINT": f"{clouds.url}/v1",
+        "TAILSCALE_BASE_URL": clouds.url,
+        "TAILSCALE_PACKAGES_URL": f"{clouds.url}{PACKAGES}",
+        "TAILSCALE_PACKAGES_FINGERPRINT": clouds.fingerprint,
+        "TAILSCALE_OAUTH_CLIENT_ID": OAUTH["client_id"],
+        "TAILSCALE_OAUTH_SECRET": OAUTH["client_secret"],
+        "TAILSCALE_IP": "100.64.0.7",
+        "SSH_PRIVATE_KEY": private_key,
+        "JOIN_SECONDS": "1",
+        "RETRY_PAUSE_SECONDS": "0.02",
+    }
