@@ -26,7 +26,7 @@ NEWER = {"trixie": ["docker-cli"]}  # which Debian 12 has in docker.io itself
 HERE, PRIVATE, OUTSIDE, PUBLIC = "198.18.77.1", "198.18.77.2", "198.18.77.5", "198.18.77.6"
 STORE = "var/local/packages"
 CLOUD_INIT = """datasource_list: [NoCloud]
-apt_preserve_sources_list: true
+apt: {preserve_sources_list: true}
 network: {config: disabled}
 locale: false
 """
