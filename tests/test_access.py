@@ -17,7 +17,7 @@ import requests
 
 from tests.support.github import GitHub
 from tests.support.operator import Operator, age_session, old_link, signed_in
-from tests.support.server import OPERATOR_TOKEN, Serve, Server, wait_until
+from tests.support.server import OPERATOR_TOKEN, ROOT, Serve, Server, wait_until
 from webapp.check import weak_secrets
 from webapp.config import SECRETS, load
 
@@ -503,3 +503,19 @@ def test_an_old_end_that_names_its_run_does_not_end_the_next_attempt(server: Ser
     assert server.post(old).json()["duplicate"] is True
     job = server.job(job_id)
     assert (job["attempt"], job["status"], job["condition"]) == (2, "provisioning", "live")
+
+
+# What the docs say
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = re.findall(r"`(test_\w+)`", (ROOT / ".github/docs/threat-model.md").read_text())
+    tests = "".join(file.read_text() for file in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 30
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+@pytest.mark.one_database
+def test_trace_is_refused(server: Server) -> None:
+    for path in ("/", "/sign-in", "/api/webhooks/github", "/static/milepost.js"):
+        assert requests.request("TRACE", server.url + path, timeout=30).status_code in (404, 405)
