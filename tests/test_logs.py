@@ -14,7 +14,7 @@ import requests
 
 from tests.support.github import TOKEN, GitHub
 from tests.support.operator import Operator, signed_in
-from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, Server, wait_until
+from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, Serve, Server, wait_until
 
 pytestmark = pytest.mark.one_database
 
@@ -169,3 +169,40 @@ def test_no_secret_is_ever_in_the_log(office: Server, at_github: GitHub, job_id:
     environment = [office.environ[name] for name in ("SECRET_KEY", "GITHUB_WEBHOOK_SECRET")]
     for secret in (OPERATOR_TOKEN, KEY, TOKEN, typed, *environment, *cookies, *csrf, *keys):
         assert secret not in log
+
+
+def test_a_callbacks_line_names_its_job_its_report_and_whether_it_was_a_repeat(
+    office: Server, job_id: str
+) -> None:
+    for milestone in ("vm_created", "vm_created", "heartbeat"):
+        office.report(job_id, milestone)
+    told = wait_until(lambda: len(found := about(office, "request", job=job_id)) == 3 and found)
+    assert [(line["report"], line["duplicate"]) for line in told] == [
+        ("vm_created", False),
+        ("vm_created", True),
+        ("heartbeat", False),
+    ]
+
+
+def test_each_change_of_state_has_a_line_over_all_processes(serve: Serve, job_id: str) -> None:
+    server = serve(QUIET_AFTER="1", LOST_AFTER="2", WEB_CONCURRENCY="2")
+    server.report(f"{job_id}-done", "running")
+    server.report(f"{job_id}-failed", "failed")
+    server.report(f"{job_id}-cancelled", "failed", failed_step="cancelled")
+    server.report(job_id, "vm_created")
+    wait_until(lambda: about(server, "lost", job=job_id))
+    server.report(job_id, "heartbeat")
+    wait_until(lambda: about(server, "recovered", job=job_id))
+    events = ("quiet", "lost", "recovered")
+    assert [len(about(server, event, job=job_id, attempt=1)) for event in events[:2]] == [1, 1]
+    for event in ("done", "failed", "cancelled"):
+        assert [line["job"] for line in about(server, event)] == [f"{job_id}-{event}"]
+
+
+def test_what_the_operator_does_tells_from_where(office: Server, job_id: str) -> None:
+    office.create(job_id, dispatch=False)
+    for verb in ("close", "revoke"):
+        assert office.api(f"/api/jobs/{job_id}/{verb}", method="POST").status_code == 200
+    assert office.api(f"/api/jobs/{job_id}", method="DELETE").status_code == 204
+    for event in ("start", "closed", "link revoked", "deleted"):
+        assert len(wait_until(partial(about, office, event, job=job_id, address="127.0.0.1"))) == 1

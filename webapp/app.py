@@ -9,7 +9,7 @@ from flask_migrate import Migrate
 from jinja2 import StrictUndefined
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webapp import cli, config, logs
+from webapp import cli, config, logs, notify
 from webapp.page import timeline, words
 from webapp.page.view import Views
 from webapp.parts import Parts
@@ -64,7 +64,7 @@ def create_app() -> Flask:
         raise config.BadSetting(f"PIPELINES {error}") from None
     views = Views(engine, settings)
     hub = Hub(engine, frame_maker(app.jinja_env.get_template("_steps.html"), engine, views))
-    writer = Writer(engine, files, pipelines, hub.wake)
+    writer = Writer(engine, files, pipelines, settings, hub.wake, notify.tell)
     app.extensions["milepost"] = Parts(
         settings,
         pipelines,

@@ -8,7 +8,7 @@ import click
 from flask.cli import with_appcontext
 from sqlalchemy.engine import make_url
 
-from webapp import check, rehearsal
+from webapp import check, notify, rehearsal
 from webapp.config import ROOT
 from webapp.page.view import iso
 from webapp.parts import parts
@@ -117,4 +117,17 @@ def look() -> None:
     click.echo(f"Nothing is wrong. Pipelines: {', '.join(sorted(ours.pipelines))}.")
 
 
-COMMANDS = (link, sign_in, list_jobs, prune, rehearse, version, look)
+@click.command("notify-test")
+@with_appcontext
+def notify_test() -> None:
+    """Send a message to each of NOTIFY_URLS, and say whether that worked."""
+    if not parts().settings.notify_urls:
+        raise click.ClickException("NOTIFY_URLS is not set")
+    outcome = notify.test(parts())
+    for name, problem in outcome.items():
+        click.echo(f"{name}: {problem or 'told'}")
+    if any(outcome.values()):
+        raise click.ClickException("not everybody could be told")
+
+
+COMMANDS = (link, sign_in, list_jobs, prune, rehearse, version, look, notify_test)

@@ -78,6 +78,11 @@ class Settings:
         return bool(self.dispatch_token and self.dispatch_repository)
 
     @property
+    def told(self) -> frozenset[str]:
+        """Of which events the operator is told."""
+        return self.notify_on if self.notify_urls else frozenset()
+
+    @property
     def callback_url(self) -> str:
         """Where workflows are told to report."""
         return self.public_url + CALLBACK_PATH
@@ -225,9 +230,10 @@ def _origins(text: str) -> tuple[str, ...]:
 
 def _addresses(text: str) -> tuple[str, ...]:
     addresses = tuple(text.split())
-    for address in addresses:
-        if "://" not in address:
-            raise ValueError("must be Apprise addresses such as mailto://…, separated by spaces")
+    if addresses:
+        from webapp.services import read_services  # 60 MB that nobody else needs
+
+        read_services(addresses)
     return addresses
 
 

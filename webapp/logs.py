@@ -20,6 +20,7 @@ PIPE_BUF = 4096  # bytes; a pipe that takes any at all takes so many without wai
 
 log = logging.getLogger("webapp")
 request_id: Callable[[], str] = str  # of the current request; routes.middleware puts its own here
+whence: Callable[[], dict[str, object]] = dict  # the address from which an event was asked for; the same
 
 
 class Sink:
@@ -112,7 +113,7 @@ def write(level: str, event: str, fields: Mapping[str, Any]) -> None:
 
 def event(name: str, **fields: object) -> None:
     """Log something that matters, with what it was about; never a secret, never a link's token."""
-    write("info", name, fields)
+    write("info", name, whence() | fields)
 
 
 def set_up() -> None:

@@ -122,6 +122,7 @@ def on_starting(server: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In each process: a collector that makes no pause, and who asks GitHub about the runs gone silent."""
+    from webapp import notify
     from webapp.github import runs
     from webapp.storage import opening
 
@@ -133,5 +134,6 @@ def post_worker_init(worker: Any) -> None:
     except opening.CannotStart as error:
         worker.log.error("the server cannot start: %s", error)
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # which stops the master, too
+    notify.start(ours)
     if ours.settings.can_dispatch:
         gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)

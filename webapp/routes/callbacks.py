@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException
 from webapp.config import CALLBACK_PATH
 from webapp.github import runs
 from webapp.parts import parts
+from webapp.routes.middleware import note
 from webapp.rules.report import BadReport, parse, read, sent_at
 from webapp.signing import is_signed
 
@@ -44,7 +45,9 @@ def receive() -> Response:
     if sent is not None and skew and abs(arrived_at - sent) > skew:
         raise Refused(401, f"sent_at: more than {skew:g} seconds from the time of arrival")
     report = read(fields, body, arrived_at)
+    note(job=report.job_id, report=report.milestone or "heartbeat")
     receipt = ours.writer.receive(report)
+    note(duplicate=receipt.duplicate)
     progress_url = ours.progress_url(report.job_id, receipt.link)
     said = {"received": True, "duplicate": receipt.duplicate, "progress_url": progress_url}
     return Response(json.dumps(said), mimetype="application/json")
@@ -61,7 +64,9 @@ def _delivery(event: str) -> Response:
         raise Refused(401, "the signature is missing or wrong")
     if request.mimetype == "application/x-www-form-urlencoded":
         body = _payload(body)
+    note(report=f"GitHub's {event}")
     job_ids = runs.deliver(ours.writer, ours.settings, ours.pipelines, event, parse(body))
+    note(jobs=", ".join(job_ids))
     return jsonify(received=True, jobs=job_ids)
 
 

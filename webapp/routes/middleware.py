@@ -66,6 +66,7 @@ def set_up(app: Flask, settings: Settings) -> None:
             headers.add("Cache-Control", "no-store")
         return response
 
+    logs.whence = lambda: {"address": request.remote_addr} if has_request_context() else {}
     logs.request_id = lambda: g.get("request_id", "") if has_request_context() else ""
 
     @app.before_request

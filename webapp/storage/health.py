@@ -48,7 +48,7 @@ def try_to_store(transaction: Transaction) -> None:
     """Store a callback, undo that, and leave a mark, so that there is something to commit."""
     connection = transaction.connection
     with connection.begin_nested() as savepoint:
-        Transaction(connection, transaction.pipelines).receive([PROBE])
+        Transaction(connection, transaction.pipelines, transaction.settings).receive([PROBE])
         savepoint.rollback()
     mark = transaction.insert(marks).values(name="health", at=time())
     connection.execute(mark.on_conflict_do_update(index_elements=["name"], set_={"at": mark.excluded.at}))

@@ -7,14 +7,29 @@ from functools import lru_cache
 from time import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Update, and_, bindparam, delete, func, or_, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
+from webapp.config import Settings
+from webapp.rules.events import Transition, transitions
 from webapp.rules.forecast import expect
 from webapp.rules.pipeline import BUILT_IN, Pipeline
 from webapp.rules.progress import Attempt, Report, is_stale, place, receive
 from webapp.rules.report import BadReport
 from webapp.storage import jobs as reads
+from webapp.storage.notifications import add
 from webapp.storage.tables import (
     STATE,
     attempt_from,
@@ -78,10 +93,12 @@ _UPDATE_JOB = (
 class Transaction:
     """A connection inside a transaction, and the changes that the streams are told of after it."""
 
-    def __init__(self, connection: Connection, pipelines: Mapping[str, Pipeline]) -> None:
+    def __init__(self, connection: Connection, pipelines: Mapping[str, Pipeline], settings: Settings) -> None:
         self.connection = connection
         self.pipelines = pipelines
         self.changes: Changes = {}
+        self.transitions: list[Transition] = []
+        self.settings = settings
         self._jobs: dict[str, Row[Any]] = {}
         self._links: dict[str, int] = {}
         self._defined: set[str] = set()
@@ -130,6 +147,7 @@ class Transaction:
                     self.changes[after.job_id] = Change(after.change, self._jobs.get(after.job_id), after)
             if is_current:
                 shown.append(after)
+                self._compare(stored, after)
                 if (after.number, after.status) != (current.number, current.status):
                     turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
             if stored.change:
@@ -145,6 +163,21 @@ class Transaction:
         if turned:
             self.connection.execute(_UPDATE_JOB, turned)
         return shown
+
+    def _compare(self, before: Attempt, after: Attempt) -> None:
+        """Note what happened, if anything did; a callback that comes in time costs two comparisons."""
+        settings = self.settings
+        silence = (after.heard_at or 0) - (before.heard_at or after.heard_at or 0)
+        ended = (before.end, before.waiting_for) != (after.end, after.waiting_for)
+        if ended or silence > settings.quiet_after:
+            connection = self.connection
+            clock = reads.clock_now(connection, connection.engine, settings.quiet_after, settings.lost_after)
+            self.happened(list(transitions(before, after, clock)))
+
+    def happened(self, news: Sequence[Transition]) -> None:
+        """Note transitions: for the log, and for the operator, who wants to be told of some."""
+        self.transitions += news
+        add(self.connection, self.insert, news, self.settings.told)
 
     def _completed(self, stored: Attempt, after: Attempt) -> Attempt:
         """With its steps, where it is opened, and with what is expected, where a step begins or it ends."""

@@ -10,7 +10,7 @@ are told that nothing was stored.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar, cast
@@ -23,6 +23,8 @@ from gevent.threadpool import ThreadPool
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from webapp.config import Settings
+from webapp.rules.events import Transition
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.progress import Report
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
@@ -59,10 +61,13 @@ class Writer:
         engine: Engine,
         files: SQLiteFiles | None,
         pipelines: Mapping[str, Pipeline],
+        settings: Settings,
         wake: Callable[[Changes], None],
+        tell: Callable[[Sequence[Transition]], None],
     ) -> None:
         self.engine = engine
         self._files = files
+        self._settings, self._tell = settings, tell
         self._pipelines = pipelines
         self._wake = wake
         self._waiting: list[_Pending] = []
@@ -167,7 +172,7 @@ class Writer:
             self._connection = self.engine.connect().execution_options(writes=True)
         try:
             with self._connection.begin() as begun:
-                transaction = Transaction(self._connection, self._pipelines)
+                transaction = Transaction(self._connection, self._pipelines, self._settings)
                 result = change(transaction)
                 transaction.notify()
                 self._to_disk(begun)
@@ -179,6 +184,8 @@ class Writer:
         if self._files and not self.has_its_files():
             self._files.reopen()
             raise OperationalError("COMMIT", None, sqlite3.OperationalError(PROBLEM))
+        if transaction.transitions:
+            self._tell(transaction.transitions)
         return result, transaction.changes
 
     def _fail(self, error: Exception) -> Exception:

@@ -1,0 +1,109 @@
+"""What the operator is told of: a row for each event of an attempt, which waits until it is sent.
+
+The primary key makes an event one of a kind over all processes and restarts. One process sends at a
+time, as long as its mark says. A process that dies while it sends leaves its rows due again.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Row, func, select, tuple_, update
+
+from webapp.rules.events import Transition
+from webapp.rules.progress import Clock
+from webapp.storage.jobs import current_attempts, is_in
+from webapp.storage.tables import attempts, marks, notifications
+
+if TYPE_CHECKING:
+    from webapp.storage.transaction import Transaction
+
+PAUSES = (5, 15, 40, 120, 300, 720, 1200, 1200)  # seconds after each try: an hour in all
+MINUTE, PER_MINUTE, AT_ONCE = 60.0, 10, 500
+BUSY_FOR = 120.0  # seconds for one message, longer than the slowest can take
+KEY = (notifications.c.job_id, notifications.c.number, notifications.c.event)
+
+
+def add(
+    connection: Connection, insert: Callable[..., Any], news: Sequence[Transition], told: Collection[str]
+) -> None:
+    """Add what is to be told: of a recovery only where it was told that contact was lost, and no end came."""
+    chosen = [each for each in news if each.name in told]
+    if not chosen and "lost" in told:
+        recovered = [(*each[:2], "lost") for each in news if each.name == "recovered"]
+        lost = connection.execute(select(*KEY).where(tuple_(*KEY).in_(recovered))).all() if recovered else ()
+        chosen = [each for each in news if (*each[:2], "lost") in lost and each.name == "recovered"]
+    rows = [
+        {"job_id": job_id, "number": number, "event": name, "happened_at": at, "due_at": at, "tries": 0}
+        for job_id, number, name, at in chosen
+    ]
+    if rows:
+        connection.execute(insert(notifications).on_conflict_do_nothing(), rows)
+
+
+def note_silence(transaction: "Transaction", clock: Clock) -> None:
+    """Note which attempts became quiet or lost since anybody looked; the first look sees none."""
+    for name, until in (("quiet", clock.quiet_before), ("lost", clock.lost_before)):
+        since = _mark(transaction, name, until)
+        heard_at = attempts.c.heard_at
+        found = current_attempts().where(is_in(name, clock), heard_at >= since, heard_at < until)
+        silent = transaction.connection.execute(found).all()
+        if silent:
+            transaction.happened([Transition(row.job_id, row.number, name, clock.now) for row in silent])
+            _set_mark(transaction, name, until)
+
+
+def claim(transaction: "Transaction", now: float) -> Sequence[Row[Any]]:
+    """Rows that are due and go as one message; none while another process sends, or a full minute passes."""
+    connection = transaction.connection
+    if _mark(transaction, "notifying", 0) > now:
+        return []
+    due = select(notifications).where(notifications.c.due_at <= now).order_by(notifications.c.happened_at)
+    rows = connection.execute(due.limit(AT_ONCE)).all()
+    lately = select(func.count()).where(notifications.c.sent_at > now - MINUTE)
+    if len(rows) + connection.execute(lately).scalar_one() > PER_MINUTE:
+        if _mark(transaction, "notified_of_many", 0) > now - MINUTE:
+            return []
+        _set_mark(transaction, "notified_of_many", now)
+        rows = [row for row in rows if row.problem == rows[0].problem]  # the same services are left
+    else:
+        rows = rows[:1]
+    for row in rows:
+        pause = PAUSES[row.tries] if row.tries < len(PAUSES) else None
+        _update(connection, [row], tries=row.tries + 1, due_at=pause and now + pause)
+    if rows:
+        _set_mark(transaction, "notifying", now + BUSY_FOR)
+    return rows
+
+
+def settle(transaction: "Transaction", rows: Sequence[Row[Any]], now: float, problem: str | None) -> None:
+    """Sent, or with a problem: then it is tried again, unless this was the last time."""
+    outcome = {"problem": problem} if problem else {"problem": None, "due_at": None, "sent_at": now}
+    _update(transaction.connection, rows, **outcome)
+    _set_mark(transaction, "notifying", 0)
+
+
+def notifications_of(connection: Connection, job_id: str) -> Sequence[Row[Any]]:
+    """Those of a job, oldest first."""
+    which = select(notifications).where(notifications.c.job_id == job_id)
+    return connection.execute(which.order_by(notifications.c.happened_at)).all()
+
+
+def _update(connection: Connection, rows: Sequence[Row[Any]], **values: object) -> None:
+    keys = [(row.job_id, row.number, row.event) for row in rows]
+    connection.execute(update(notifications).where(tuple_(*KEY).in_(keys)).values(values))
+
+
+def _mark(transaction: "Transaction", name: str, first: float) -> float:
+    """The time of a mark, locked until the transaction ends; `first` where it is new."""
+    connection = transaction.connection
+    new = transaction.insert(marks).values(name=name, at=first).on_conflict_do_nothing()
+    which = select(marks.c.at).where(marks.c.name == name).with_for_update()
+    at = connection.execute(which).scalar()
+    if at is None:
+        connection.execute(new)
+        at = connection.execute(which).scalar_one()
+    return float(at)
+
+
+def _set_mark(transaction: "Transaction", name: str, at: float) -> None:
+    transaction.connection.execute(update(marks).where(marks.c.name == name).values(at=at))
