@@ -67,3 +67,26 @@ def test_no_page_keeps_or_leaks_the_token(server: Server, job_id: str) -> None:
         assert not re.search(r"\d", headers["Server"])
         assert "Set-Cookie" not in headers
     assert token_of(link) not in server.log.read_text()
+
+
+@pytest.mark.one_database
+def test_what_was_reported_is_text_and_never_markup(server: Server, job_id: str) -> None:
+    hostile = "<script>alert(1)</script>"
+    server.report(job_id, "failed", error=hostile, subject=hostile)
+    link = server.link(job_id)
+    for path in ("", "/steps", "/events"):
+        shown = requests.get(link + path, timeout=30).text
+        assert hostile not in shown
+        assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 0
+
+
+@pytest.mark.one_database
+def test_the_version_is_another_for_whatever_else_is_shown(server: Server, job_id: str) -> None:
+    server.report(job_id, "vm_created")
+    versions = [server.page(job_id)["version"]]
+    for note in ("5 of 8", "6 of 8"):
+        server.report(job_id, "heartbeat", note=note)
+        versions.append(server.page(job_id)["version"])
+    server.report(job_id, "heartbeat")
+    assert server.page(job_id)["version"] == versions[-1], "a sign of life alone is the same version"
+    assert len(set(versions)) == 3
