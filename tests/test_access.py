@@ -82,7 +82,7 @@ def test_under_https_the_cookie_is_bound_to_this_host_or_path(
     assert "Domain" not in given
 
 
-def test_a_session_ends_and_signing_in_again_returns_to_the_page_that_was_asked_for(
+def test_a_session_ends_and_signing_in_returns_to_the_page_asked_for(
     operator: Operator, office: Server, job_id: str
 ) -> None:
     office.report(job_id, "provisioning")
@@ -241,9 +241,7 @@ def test_two_links_of_the_same_second_both_work(office: Server) -> None:
 
 
 @pytest.mark.one_database
-def test_after_ten_wrong_tokens_an_address_waits_but_the_right_token_enters(
-    serve: Serve, job_id: str
-) -> None:
+def test_after_ten_wrong_tokens_an_address_waits_but_the_right_one_enters(serve: Serve, job_id: str) -> None:
     server = serve()
     stranger = Operator(server)
     assert [stranger.sign_in(f"guess {n}").status_code for n in range(10)] == [403] * 10

@@ -108,9 +108,7 @@ def test_the_same_job_id_again_is_the_same_job(dispatcher: Server, at_github: Gi
     assert at_github.dispatched(job_id) == 1
 
 
-def test_another_unfinished_job_of_the_agent_is_in_the_way_until_it_ends_or_is_lost(
-    serve: Serve, job_id: str
-) -> None:
+def test_an_agents_unfinished_job_is_in_the_way_until_it_ends_or_is_lost(serve: Serve, job_id: str) -> None:
     server = serve(QUIET_AFTER="1", LOST_AFTER="2")
     server.create(job_id, dispatch=False)
     second = {"agent_id": f"agent-{job_id}", "job_id": f"{job_id}-2", "dispatch": False}
@@ -210,9 +208,7 @@ def test_an_unknown_method_is_a_405_in_json(server: Server) -> None:
     assert set(answer.json()) == {"error"}
 
 
-def test_a_job_that_callbacks_registered_has_no_agent_and_all_that_they_told(
-    server: Server, job_id: str
-) -> None:
+def test_a_job_that_callbacks_registered_has_all_that_they_told(server: Server, job_id: str) -> None:
     server.report(job_id, "running", server_id=4711, server_ip="192.0.2.7", tailscale_ip="100.64.0.7")
     job = server.job(job_id)
     assert (job["agent_id"], job["region"]) == (None, None)

@@ -178,7 +178,7 @@ def test_a_signature_that_is_malformed_or_wrong_is_a_401(
 
 
 @pytest.mark.one_database
-def test_a_signature_holds_for_its_bytes_and_key_alone_and_says_nothing_of_the_job(
+def test_a_signature_is_of_its_bytes_alone_and_a_401_says_nothing_of_jobs(
     server: Server, job_id: str
 ) -> None:
     server.report(job_id, "provisioning")
@@ -688,7 +688,7 @@ def held(database_url: str) -> Iterator[None]:
     other.close()
 
 
-def test_a_database_that_cannot_take_it_now_is_a_503_and_nothing_is_half_written(
+def test_a_database_that_cannot_take_it_now_is_a_503_with_nothing_written(
     server: Server, job_id: str
 ) -> None:
     with held(server.database_url):

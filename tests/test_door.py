@@ -149,7 +149,7 @@ def test_a_log_that_is_gone_or_full_from_the_start_is_survived(
     server.stop()
 
 
-def test_a_log_reader_that_stalls_holds_up_nobody_and_learns_what_it_missed(serve: Serve) -> None:
+def test_a_log_reader_that_stalls_holds_up_nobody_and_hears_of_the_gap(serve: Serve) -> None:
     server = serve()
     server.stop()
     reading, writing = os.pipe()

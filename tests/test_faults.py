@@ -100,7 +100,7 @@ def test_a_commit_that_fails_is_never_acknowledged(serve: Serve, job_id: str) ->
 
 
 @pytest.mark.one_database
-def test_a_page_whose_worker_is_killed_comes_back_by_itself_with_the_newest_state(
+def test_a_page_whose_worker_is_killed_comes_back_with_the_newest_state(
     serve: Serve, browser: Browser, job_id: str
 ) -> None:
     server = serve()
@@ -118,9 +118,7 @@ def test_a_page_whose_worker_is_killed_comes_back_by_itself_with_the_newest_stat
 
 
 @pytest.mark.one_database
-def test_streams_whose_worker_is_killed_return_to_the_next_with_the_newest_state(
-    serve: Serve, job_id: str
-) -> None:
+def test_streams_whose_worker_is_killed_return_with_the_newest_state(serve: Serve, job_id: str) -> None:
     server = serve()
     server.report(job_id, "provisioning")
     with ExitStack() as streams:
@@ -165,9 +163,7 @@ def deaf(server: Server, path: str) -> Iterator[socket.socket]:
 
 
 @pytest.mark.one_database
-def test_a_client_that_stops_reading_costs_little_and_is_let_go_of_when_it_is_gone(
-    serve: Serve, job_id: str
-) -> None:
+def test_a_client_that_stops_reading_costs_little_and_is_let_go_of(serve: Serve, job_id: str) -> None:
     server = serve()
     server.report(job_id, "provisioning")
     path = urlsplit(server.link(job_id)).path

@@ -54,3 +54,12 @@ def test_sql_stands_in_storage_alone() -> None:
         if floor(name) not in ("storage", "check"):
             taken = {what for module, what in imports(tree) if module.startswith("sqlalchemy")}
             assert not taken & SQL, (name, taken & SQL)
+
+
+def test_a_tests_name_is_a_promise_of_at_most_70_characters() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        tests = [name for name in names if name.startswith("test_")]
+        assert [name for name in tests if len(name) > 70] == [], path
+        assert len(tests) == len(set(tests)), f"{path} has a name twice, and the first is never run"

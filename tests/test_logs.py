@@ -45,7 +45,7 @@ def test_a_request_has_one_line_with_its_id(office: Server, job_id: str) -> None
     assert line[0]["address"] == "127.0.0.1"
 
 
-def test_healthz_leaves_no_line_while_it_is_well_and_gunicorn_writes_as_we_do(office: Server) -> None:
+def test_a_healthy_healthz_leaves_no_line_and_gunicorn_writes_as_we_do(office: Server) -> None:
     assert requests.get(f"{office.url}/healthz", timeout=30).ok
     answer = requests.get(f"{office.url}/nothing", timeout=30)
     wait_until(lambda: about(office, "request", request=answer.headers["X-Request-Id"]))
@@ -171,9 +171,7 @@ def test_no_secret_is_ever_in_the_log(office: Server, at_github: GitHub, job_id:
         assert secret not in log
 
 
-def test_a_callbacks_line_names_its_job_its_report_and_whether_it_was_a_repeat(
-    office: Server, job_id: str
-) -> None:
+def test_a_callbacks_line_names_job_report_and_whether_it_was_a_repeat(office: Server, job_id: str) -> None:
     for milestone in ("vm_created", "vm_created", "heartbeat"):
         office.report(job_id, milestone)
     told = wait_until(lambda: len(found := about(office, "request", job=job_id)) == 3 and found)

@@ -44,9 +44,7 @@ def test_metrics_are_for_a_client_that_bears_the_token(server: Server, authoriza
     assert set(answer.json()) == {"error"}
 
 
-def test_jobs_and_callbacks_are_counted_in_the_database_the_same_by_every_process(
-    serve: Serve, job_id: str
-) -> None:
+def test_jobs_and_callbacks_are_counted_the_same_by_every_process(serve: Serve, job_id: str) -> None:
     server = serve(QUIET_AFTER="1", LOST_AFTER="3600")
     assert (jobs(server), value(server, "milepost_callbacks")) == ({}, 0)
     server.report(f"{job_id}-1", "failed", workflow_run_id=1)

@@ -72,7 +72,7 @@ def test_each_event_is_told_once_over_all_processes_and_restarts(
     }
 
 
-def test_only_what_was_asked_for_and_happens_after_it_was_switched_on_is_told(
+def test_only_what_was_asked_for_and_happens_after_the_start_is_told(
     serve: Serve, hook: Webhook, job_id: str
 ) -> None:
     server = serve(QUIET_AFTER="1", LOST_AFTER="1")

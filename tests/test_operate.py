@@ -272,7 +272,7 @@ def test_no_page_of_the_operator_is_kept_or_leaked(operator: Operator, office: S
 
 
 @pytest.mark.one_database
-def test_a_person_signs_in_starts_a_job_sees_it_move_retries_it_and_stops_sharing_it(
+def test_a_person_starts_a_job_sees_it_move_and_stops_sharing_it(
     browser: Browser, office: Server, at_github: GitHub, job_id: str
 ) -> None:
     page = browser.new_page()

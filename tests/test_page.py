@@ -80,7 +80,7 @@ def run(server: Server) -> str:
     return job_id
 
 
-def test_what_is_usual_is_learnt_from_five_finished_jobs_and_moves_the_bar_never_back(serve: Serve) -> None:
+def test_what_is_usual_is_learnt_from_five_jobs_and_moves_no_bar_back(serve: Serve) -> None:
     server = serve(CALLBACK_MAX_SKEW="0", QUIET_AFTER="2", LOST_AFTER="4")
     for _ in range(5):
         assert "sually" not in fragment(server, run(server))

@@ -98,9 +98,7 @@ def test_a_payload_of_another_shape_is_a_400_that_names_the_event(
     assert "workflow_run" in answer.json()["error"]
 
 
-def test_a_run_whose_callbacks_were_all_lost_is_followed_by_the_job_id_in_its_name(
-    office: Server, job_id: str
-) -> None:
+def test_a_run_whose_callbacks_were_lost_is_followed_by_its_name(office: Server, job_id: str) -> None:
     start(office, job_id)
     run = a_run(job_id)
     assert told(office, "workflow_run", workflow_run(run)) == [job_id]
@@ -349,7 +347,7 @@ def test_a_github_that_refuses_to_tell_changes_nothing_and_is_asked_again(
     assert "GitHub answers 500" in server.log.read_text()
 
 
-def test_a_run_that_github_no_longer_has_keeps_nobody_from_asking_of_the_others(
+def test_a_run_that_github_no_longer_has_does_not_stop_asking_of_others(
     serve: Serve, at_github: GitHub, job_id: str
 ) -> None:
     server = serve(QUIET_AFTER=QUIET, **at_github.settings)

@@ -6,7 +6,7 @@ from webapp import serving
 from webapp.serving import *  # noqa: F403
 
 
-def post_worker_init(worker: Any) -> None:
+def post_worker_init(worker: Any) -> None:  # type: ignore[no-redef]
     from webapp import worker as ours
 
     ours.ARRIVES_WITHIN = 1.0
