@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from webapp.rules.attempt import Attempt, Report
 from webapp.rules.pipeline import BUILT_IN, BadPipeline, Pipeline, Step, from_content, load
-from webapp.rules.progress import Attempt, Report, receive, steps
+from webapp.rules.progress import receive, steps
 
 TWO = """
 [[steps]]

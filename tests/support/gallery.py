@@ -15,7 +15,8 @@ from flask import Flask, Response, abort, render_template, render_template_strin
 from webapp.config import Settings
 from webapp.page.view import View
 from webapp.parts import Parts
-from webapp.rules.progress import STEPS, Attempt
+from webapp.rules.attempt import Attempt
+from webapp.rules.progress import STEPS
 
 ENVIRON = {
     "DATABASE_URL": "sqlite:////nowhere/milepost.db",

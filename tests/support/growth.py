@@ -9,8 +9,8 @@ from sqlalchemy import create_engine, insert
 
 from tests.support.load import MILESTONES
 from webapp.rules import progress
+from webapp.rules.attempt import Attempt, Report
 from webapp.rules.pipeline import BUILT_IN, load
-from webapp.rules.progress import Attempt, Report
 from webapp.storage import database
 from webapp.storage.tables import attempts, callbacks, jobs
 

@@ -13,8 +13,8 @@ from webapp.github.client import BOUND, Refused, find_run, get_run, words
 from webapp.github.start import conclude, workflow_of
 from webapp.github.words import read_delivery, read_run
 from webapp.rules import progress
+from webapp.rules.attempt import Attempt, Word
 from webapp.rules.pipeline import Pipeline
-from webapp.rules.progress import Attempt, Word
 from webapp.storage.database import reason
 from webapp.storage.jobs import attempts_of, jobs_of_run, known_jobs, pipeline_of
 from webapp.storage.transaction import Move, Transaction

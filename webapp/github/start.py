@@ -7,10 +7,11 @@ from typing import Any
 from webapp import logs
 from webapp.config import Settings
 from webapp.github.client import BOUND, Refused, dispatch, find_run
-from webapp.rules import progress
+from webapp.rules import progress, silence
+from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline
-from webapp.rules.progress import Attempt, Clock
 from webapp.rules.request import Start
+from webapp.rules.silence import Clock
 from webapp.storage.jobs import attempts_of, clock_now, unfinished_of_agent
 from webapp.storage.transaction import Move, Transaction
 from webapp.storage.writer import Writer
@@ -66,7 +67,7 @@ def close(writer: Writer, settings: Settings, job_id: str) -> None:
 
     def change(transaction: Transaction) -> None:
         current = _found(transaction, job_id)
-        condition = progress.condition(current, _clock(transaction, settings))
+        condition = silence.condition(current, _clock(transaction, settings))
         never_started = current.last_callback_at is None
         if condition == "over" or not (condition in ("lost", "waiting") or never_started):
             raise Conflict(
@@ -83,7 +84,7 @@ def delete(writer: Writer, settings: Settings, job_id: str) -> None:
 
     def change(transaction: Transaction) -> None:
         current = _found(transaction, job_id)
-        if progress.condition(current, _clock(transaction, settings)) != "over":
+        if silence.condition(current, _clock(transaction, settings)) != "over":
             raise Conflict(f"the job {job_id} is not over: close it first")
         transaction.remove([job_id], deleted_at=time())
 
@@ -131,7 +132,7 @@ def _resume(transaction: Transaction, settings: Settings, current: Attempt, now:
 
 def _reopen(transaction: Transaction, settings: Settings, job_id: str) -> Due:
     now, current = time(), _found(transaction, job_id)
-    condition = progress.condition(current, _clock(transaction, settings))
+    condition = silence.condition(current, _clock(transaction, settings))
     if current.status != "failed" and condition != "lost":
         raise Conflict(f"the job {job_id} is {current.status}: only a failed or lost one can be retried")
     _can_dispatch(settings)
@@ -219,5 +220,5 @@ def _only_one(transaction: Transaction, settings: Settings, job_id: str, agent_i
     transaction.lock_agent(agent_id)
     clock = _clock(transaction, settings)
     for attempt in unfinished_of_agent(transaction.connection, agent_id, job_id):
-        if progress.condition(attempt, clock) != "lost":
+        if silence.condition(attempt, clock) != "lost":
             raise Conflict(f"the job {attempt.job_id} of the agent {agent_id} is not over yet")

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from webapp.config import Settings
 from webapp.github.start import workflow_of
+from webapp.rules.attempt import WAITS_FOR, Run, Word
 from webapp.rules.pipeline import Pipeline
-from webapp.rules.progress import WAITS_FOR, Run, Word
 from webapp.rules.report import BadReport
 
 EARLIEST_TIME = 946_684_800.0  # the year 2000

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from webapp.page.view import View, iso
 from webapp.page.words import duration, state, step_of
+from webapp.rules.attempt import Step
 from webapp.rules.forecast import edges, position
-from webapp.rules.progress import Step
 
 SCALES = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400, 604800)
 MOST_TICKS = 5

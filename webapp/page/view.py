@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row
 
 from webapp.config import Settings
-from webapp.rules import progress
+from webapp.rules import progress, silence
+from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import Pipeline
-from webapp.rules.progress import Attempt, Clock
 from webapp.rules.report import LATEST_TIME
+from webapp.rules.silence import Clock
 from webapp.storage.jobs import clock_now, find, find_attempt, pipeline_of
 from webapp.storage.tables import attempt_from
 
@@ -53,7 +54,7 @@ class View:
 
     @property
     def status(self) -> str:
-        """One of progress.STATUSES."""
+        """One of attempt.STATUSES."""
         return self.attempt.status
 
     @property
@@ -63,11 +64,11 @@ class View:
 
     @cached_property
     def condition(self) -> str:
-        """One of progress.CONDITIONS; nothing more is expected of an attempt that was superseded."""
-        return "over" if self.is_superseded else progress.condition(self.attempt, self.clock)
+        """One of silence.CONDITIONS; nothing more is expected of an attempt that was superseded."""
+        return "over" if self.is_superseded else silence.condition(self.attempt, self.clock)
 
     @cached_property
-    def steps(self) -> list[progress.Step]:
+    def steps(self) -> list[Step]:
         """The steps, in order."""
         return progress.steps(self.attempt, self.pipeline)
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from webapp.page.view import View
 from webapp.rules import pipeline
-from webapp.rules.progress import Step
+from webapp.rules.attempt import Step
 
 STATES = {
     "pending": "to come",

@@ -14,9 +14,10 @@ from webapp.github.client import Refused
 from webapp.page.view import View, iso
 from webapp.parts import parts
 from webapp.routes import guard
-from webapp.rules.progress import CONDITIONS, STATUSES
+from webapp.rules.attempt import STATUSES
 from webapp.rules.report import BadReport, parse
 from webapp.rules.request import BadField, name_of, read_start
+from webapp.rules.silence import CONDITIONS
 from webapp.storage.jobs import BadMark, Wanted, callbacks_of, newest_jobs
 from webapp.storage.tables import db
 

@@ -15,7 +15,7 @@ from webapp.github.client import Refused
 from webapp.parts import parts
 from webapp.routes import guard
 from webapp.routes.middleware import event_stream, say
-from webapp.rules import progress
+from webapp.rules import attempt, silence
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import ID_RULE, JOB_ID
 from webapp.rules.request import FIELDS, BadField, read_start
@@ -50,8 +50,8 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         known,
         begins=asked["q"],
         pipeline=asked["pipeline"],
-        status=asked["status"] if asked["status"] in progress.STATUSES else None,
-        condition=asked["condition"] if asked["condition"] in progress.CONDITIONS else None,
+        status=asked["status"] if asked["status"] in attempt.STATUSES else None,
+        condition=asked["condition"] if asked["condition"] in silence.CONDITIONS else None,
     )
     rows, before = newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
     counted = {name: count(connection, replace(known, condition=name)) for name in UNFINISHED}
@@ -67,8 +67,8 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         pipelines=sorted(ours.pipelines),
         built_in=BUILT_IN,
         csrf=guard.csrf(),
-        statuses=progress.STATUSES,
-        conditions=progress.CONDITIONS,
+        statuses=attempt.STATUSES,
+        conditions=silence.CONDITIONS,
     )
 
 

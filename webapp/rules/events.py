@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from webapp.rules.progress import Attempt, Clock, condition
+from webapp.rules.attempt import Attempt
+from webapp.rules.silence import Clock, condition
 
 
 class Transition(NamedTuple):

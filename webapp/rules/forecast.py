@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from statistics import median, quantiles
 
+from webapp.rules.attempt import Attempt, Step
 from webapp.rules.pipeline import Pipeline
-from webapp.rules.progress import Attempt, Step, steps
+from webapp.rules.progress import steps
 
 LEAST = 5  # finished jobs, before anything is claimed
 NEWEST = 100  # finished jobs: what is usual may change

@@ -11,8 +11,8 @@ from ipaddress import ip_address
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+from webapp.rules.attempt import Report, Run
 from webapp.rules.pipeline import ENDS
-from webapp.rules.progress import Report, Run
 
 JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ID_RULE = "1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit"

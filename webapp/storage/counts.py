@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, case, func, select
 
-from webapp.rules.progress import CONDITIONS, Clock
+from webapp.rules.silence import CONDITIONS, Clock
 from webapp.storage.jobs import UNFINISHED, current_attempts, is_in
 from webapp.storage.tables import attempts, callbacks, jobs, notifications
 

@@ -4,7 +4,7 @@ from time import monotonic, time
 
 import gevent
 
-from webapp.rules.progress import Report
+from webapp.rules.attempt import Report
 from webapp.storage.database import reason
 from webapp.storage.tables import marks
 from webapp.storage.transaction import Transaction

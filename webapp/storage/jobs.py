@@ -23,9 +23,10 @@ from sqlalchemy import (
 )
 
 from webapp.rules import forecast
+from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline, from_content, load
-from webapp.rules.progress import Attempt, Clock, clock
 from webapp.rules.report import JOB_ID
+from webapp.rules.silence import Clock, clock
 from webapp.storage.tables import (
     STATE,
     attempt_from,

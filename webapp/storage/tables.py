@@ -20,7 +20,7 @@ from sqlalchemy import (
     text,
 )
 
-from webapp.rules.progress import Attempt
+from webapp.rules.attempt import Attempt
 
 metadata = MetaData()
 db = SQLAlchemy(metadata=metadata)

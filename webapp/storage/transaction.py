@@ -24,9 +24,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
 from webapp.rules.events import Transition, transitions
+from webapp.rules.attempt import Attempt, Report
 from webapp.rules.forecast import expect
 from webapp.rules.pipeline import BUILT_IN, Pipeline
-from webapp.rules.progress import Attempt, Report, is_stale, place, receive
+from webapp.rules.progress import is_stale, place, receive
 from webapp.rules.report import BadReport
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add

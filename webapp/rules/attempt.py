@@ -1,0 +1,147 @@
+"""The values of the rules: runs, reports, GitHub's words, attempts and steps. Times are Unix seconds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+STATUSES = ("queued", "provisioning", "running", "failed")
+CANCELLATIONS = ("cancelled", "timed_out")
+WAITS_FOR = {"waiting": "approval", "pending": "run", "queued": "runner", "requested": "runner"}
+
+
+class Run(NamedTuple):
+    """A workflow run and its attempt: decimal digits without leading zeros."""
+
+    id: str
+    attempt: str
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Sorts runs as numbers."""
+        return int(self.id), int(self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one callback says; `milestone` is None for a heartbeat."""
+
+    job_id: str
+    milestone: str | None
+    arrived_at: float
+    sent_at: float | None = None
+    run: Run | None = None
+    repository: str | None = None
+    pipeline: str | None = None
+    subject: str | None = None
+    note: str | None = None
+    failed_step: str | None = None
+    error: str | None = None
+    server_left: bool | None = None
+    result_url: str | None = None
+    server_id: str | None = None
+    server_ip: str | None = None
+    tailscale_ip: str | None = None
+    body: str = "{}"
+
+    @property
+    def at(self) -> float:
+        """The time of the milestone."""
+        return self.arrived_at if self.sent_at is None else self.sent_at
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What GitHub says of a run: `state` as "in_progress" or "completed: failure".
+
+    `at` is the run's `updated_at`, or the time of arrival; `end` is None, "running" or "failed"; `name` is
+    the run's title where that may name the job.
+    """
+
+    run: Run
+    state: str
+    at: float
+    arrived_at: float
+    end: str | None = None
+    failed_step: str | None = None
+    error: str | None = None
+    began_at: float | None = None
+    url: str | None = None
+    repository: str | None = None
+    name: str | None = None
+
+
+class Attempt(NamedTuple):
+    """One workflow run of a job, as far as it is known; its fields are columns of the table.
+
+    `end` is None, "running", "failed", "refused" (GitHub did not take the dispatch) or "closed" (by the
+    operator); `change` numbers the last change of what is shown; `times` has the time of each milestone
+    that moves a step. Silence counts from `heard_at`.
+    """
+
+    job_id: str
+    number: int
+    opened_at: float
+    pipeline: str = ""
+    definition: str | None = None
+    change: int = 0
+    subject: str | None = None
+    note: str | None = None
+    run_id: str | None = None
+    run_attempt: str | None = None
+    repository: str | None = None
+    run_url: str | None = None
+    first_sent_at: float | None = None
+    rank: int = 0
+    end: str | None = None
+    ended_at: float | None = None
+    end_sent_at: float | None = None
+    failed_step: str | None = None
+    error: str | None = None
+    contradicted: bool = False
+    times: Mapping[str, float] = {}
+    last_callback_at: float | None = None
+    last_signal_at: float | None = None
+    heard_at: float | None = None
+    heartbeat_sent_at: float | None = None
+    server_id: str | None = None
+    server_ip: str | None = None
+    tailscale_ip: str | None = None
+    server_left: bool | None = None
+    result_url: str | None = None
+    asked_at: float | None = None
+    taken_at: float | None = None
+    run_state: str | None = None
+    run_state_at: float | None = None
+    waiting_for: str | None = None
+    looked_at: float | None = None
+    usual: dict[str, list[float]] | None = None
+    expected_from: float | None = None
+    expected_to: float | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run that this attempt is, once one was named."""
+        return Run(self.run_id, self.run_attempt or "1") if self.run_id else None
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES."""
+        if self.end:
+            return "running" if self.end == "running" else "failed"
+        return "provisioning" if self.rank else "queued"
+
+    @property
+    def was_cancelled(self) -> bool:
+        """Whether the end was nobody's error."""
+        return self.end in ("failed", "closed") and self.failed_step in CANCELLATIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One of the stages a person sees."""
+
+    id: str
+    label: str
+    state: str
+    started_at: float | None
+    finished_at: float | None
