@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.server import ROOT
 
 WEBAPP = ROOT / "webapp"
-GROUND = ("config", "signing", "logs", "refusals")
+GROUND = ("config", "signing", "logs", "refusals", "services")
 FLOORS = ("rules", "storage", "page", "streams", "github")  # each may import those before it
 DOORS = ("callbacks", "watch", "operator", "sign_in", "api", "metrics")
 MAY_NOT = {"page": {"streams", "github"}, "streams": {"github"}, "github": {"page", "streams"}}

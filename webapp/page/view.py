@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, Row
 
 from webapp.config import Settings
 from webapp.rules import progress, silence
-from webapp.rules.attempt import Attempt
+from webapp.rules.attempt import Attempt, Step
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.report import LATEST_TIME
 from webapp.rules.silence import Clock

@@ -23,8 +23,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
-from webapp.rules.events import Transition, transitions
 from webapp.rules.attempt import Attempt, Report
+from webapp.rules.events import Transition, transitions
 from webapp.rules.forecast import expect
 from webapp.rules.pipeline import BUILT_IN, Pipeline
 from webapp.rules.progress import is_stale, place, receive

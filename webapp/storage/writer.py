@@ -24,8 +24,8 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from webapp.config import Settings
-from webapp.rules.events import Transition
 from webapp.rules.attempt import Report
+from webapp.rules.events import Transition
 from webapp.rules.pipeline import Pipeline
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
 from webapp.storage.transaction import Changes, Receipt, Transaction
