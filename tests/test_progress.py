@@ -98,7 +98,7 @@ def test_a_dispatch_that_was_refused_stands_on_queued() -> None:
     assert (states(attempt), attempt.status) == ("epppp", "failed")
 
 
-def test_the_rank_is_frozen_at_the_end_and_a_late_milestone_only_fills_in_its_time() -> None:
+def test_at_the_end_the_rank_is_frozen_and_a_late_milestone_has_its_time() -> None:
     attempt = after("vm_created", "failed", report("ansible_started", sent_at=150.0))
     assert states(attempt) == "ccepp"
     assert steps(attempt)[3].started_at == 150.0
@@ -129,7 +129,7 @@ def test_an_end_that_loses_moves_nothing() -> None:
     assert attempt._replace(contradicted=False, first_sent_at=20.0) == ended
 
 
-def test_a_heartbeat_moves_the_last_sign_of_life_alone_and_nothing_after_the_end() -> None:
+def test_a_heartbeat_is_a_sign_of_life_alone_and_nothing_after_the_end() -> None:
     beating = after("vm_created", report(None, arrived_at=500.0))
     heard: dict[str, Any] = dict.fromkeys(("last_callback_at", "last_signal_at", "heard_at"), 100.0)
     assert beating._replace(**heard) == after("vm_created")
@@ -156,7 +156,7 @@ def test_a_later_run_opens_an_attempt_and_an_older_one_does_not() -> None:
     assert place([first], report("vm_created", run=Run("99", "9"))).number == 0
 
 
-def test_the_first_run_named_is_the_attempt_that_had_named_none_unless_that_had_ended() -> None:
+def test_the_first_run_named_is_the_unfinished_attempt_that_named_none() -> None:
     unnamed = Attempt("job", 1, 1.0)
     named = place([unnamed], report("vm_created", run=Run("7", "1")))
     assert (named.number, named.run) == (1, Run("7", "1"))
@@ -329,7 +329,7 @@ def test_any_order_of_what_follows_a_failure_gives_the_same_page() -> None:
     assert len({str(page(after("vm_created", failed, *order))) for order in permutations(late)}) == 1
 
 
-def test_a_step_that_failed_ends_with_the_failure_and_one_that_never_began_has_no_end() -> None:
+def test_a_failed_step_ends_with_the_failure_one_never_begun_has_no_end() -> None:
     failed = report("failed", sent_at=90.0)
     attempt = after("vm_created", failed, report("ansible_started", sent_at=80.0), report("ansible_complete"))
     assert [step.finished_at for step in steps(attempt)] == [None, 100.0, 90.0, None, None]
