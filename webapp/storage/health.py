@@ -5,6 +5,7 @@ from time import monotonic, time
 import gevent
 
 from webapp.rules.attempt import Report
+from webapp.storage.arrivals import receive
 from webapp.storage.database import reason
 from webapp.storage.tables import marks
 from webapp.storage.transaction import Transaction
@@ -48,7 +49,7 @@ def try_to_store(transaction: Transaction) -> None:
     """Store a callback, undo that, and leave a mark, so that there is something to commit."""
     connection = transaction.connection
     with connection.begin_nested() as savepoint:
-        Transaction(connection, transaction.pipelines, transaction.settings).receive([PROBE])
+        receive(Transaction(connection, transaction.pipelines, transaction.settings), [PROBE])
         savepoint.rollback()
     mark = transaction.insert(marks).values(name="health", at=time())
     connection.execute(mark.on_conflict_do_update(index_elements=["name"], set_={"at": mark.excluded.at}))

@@ -1,7 +1,7 @@
 """What one transaction writes, and which jobs it changed."""
 
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from time import time
@@ -23,12 +23,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
-from webapp.rules.attempt import Attempt, Report
+from webapp.rules.attempt import Attempt
 from webapp.rules.events import Transition, transitions
 from webapp.rules.forecast import expect
-from webapp.rules.pipeline import BUILT_IN, Pipeline
-from webapp.rules.progress import is_stale, place, receive
-from webapp.rules.report import BadReport
+from webapp.rules.pipeline import Pipeline
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
 from webapp.storage.tables import (
@@ -53,10 +51,6 @@ ASKED_AFTER = 60.0  # seconds after a dispatch of which nothing came
 UNSEEN = ("first_sent_at", "heartbeat_sent_at", "looked_at")  # fields that no page shows
 
 
-class UnknownPipeline(BadReport):
-    """A callback would register a job of a pipeline that this server does not have."""
-
-
 class Change(NamedTuple):
     """A job changed; where they are at hand, its columns and its current attempt as it is now."""
 
@@ -67,13 +61,6 @@ class Change(NamedTuple):
 
 Changes = dict[str, Change]  # by job id
 ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
-
-
-class Receipt(NamedTuple):
-    """What became of a callback; `link` counts the revoked links of its job."""
-
-    duplicate: bool
-    link: int
 
 
 class Move(NamedTuple):
@@ -101,28 +88,10 @@ class Transaction:
         self.transitions: list[Transition] = []
         self.settings = settings
         self._jobs: dict[str, Row[Any]] = {}
-        self._links: dict[str, int] = {}
+        self.links: dict[str, int] = {}
         self._defined: set[str] = set()
         self._number = reads.newest_change(connection) + 1
         self.insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-
-    def receive(self, reports: Sequence[Report]) -> list[Receipt]:
-        """Take callbacks in, in this order."""
-        current = self._current(reports)
-        kept: set[int] = set()
-        for wave in _waves(reports):
-            known = [(index, report) for index, report in wave if report.job_id in current]
-            placed = {report.job_id: self._place(current[report.job_id], report) for _, report in known}
-            stored = self._keep([report for _, report in known], placed)
-            moves = []
-            for index, report in known:
-                if report.job_id in stored:
-                    kept.add(index)
-                    target = placed[report.job_id]
-                    after = receive(target, report, self.pipeline_of(target))
-                    moves.append(Move(current[report.job_id], target, after))
-            current |= {after.job_id: after for after in self.save(moves)}
-        return [Receipt(i not in kept, self._links.get(r.job_id, 0)) for i, r in enumerate(reports)]
 
     def pipeline_of(self, attempt: Attempt) -> Pipeline:
         """The steps with which an attempt was opened, or will be: the file's as it is now, if it is there."""
@@ -204,9 +173,9 @@ class Transaction:
     def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
         """Insert jobs (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`); the ids of the new ones."""
         left = select(departed).where(departed.c.job_id.in_([row["job_id"] for row in rows]))
-        self._links |= {row.job_id: row.link for row in self.connection.execute(left)}
+        self.links |= {row.job_id: row.link for row in self.connection.execute(left)}
         fresh = [
-            {"attempt": 1, "status": "queued", "link": self._links.get(row["job_id"], 0), **row}
+            {"attempt": 1, "status": "queued", "link": self.links.get(row["job_id"], 0), **row}
             for row in rows
         ]
         statement = self.insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
@@ -214,7 +183,7 @@ class Transaction:
 
     def current(self, job_id: str) -> Attempt | None:
         """A job's current attempt, locked; None for an unknown job."""
-        return self._find([job_id]).get(job_id)
+        return self.find([job_id]).get(job_id)
 
     def job(self, job_id: str) -> Row[Any]:
         """The row of a job that there is."""
@@ -302,69 +271,23 @@ class Transaction:
         """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
         return max(self._number, current.change + 1)
 
-    def _current(self, reports: Sequence[Report]) -> dict[str, Attempt]:
-        """The current attempts of the reports' jobs, locked; unknown jobs are registered but deleted ones."""
-        first: dict[str, Report] = {}
-        for report in reports:
-            first.setdefault(report.job_id, report)
-        found = self._find(first)
-        missing = first.keys() - found.keys()
-        if missing:
-            missing -= self._deleted(missing)
-        if missing:
-            self.register([self._as_job(first[id]) for id in sorted(missing)])
-            found |= self._find(missing)  # registered by another process, meanwhile
-            for id in missing - found.keys():
-                found[id] = Attempt(id, 1, first[id].arrived_at, first[id].pipeline or BUILT_IN)
-        return found
-
-    def _as_job(self, report: Report) -> dict[str, Any]:
-        pipeline = report.pipeline or BUILT_IN
-        if pipeline not in self.pipelines:
-            raise UnknownPipeline(f"pipeline: {pipeline} is not one of {', '.join(sorted(self.pipelines))}")
-        return {"job_id": report.job_id, "pipeline": pipeline, "created_at": report.arrived_at}
-
-    def _deleted(self, job_ids: Iterable[str]) -> set[str]:
+    def deleted_lately(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of the jobs that the operator deleted less than DELETED_FOR ago."""
         lately = departed.c.deleted_at > time() - DELETED_FOR
         found = select(departed.c.job_id, departed.c.link).where(departed.c.job_id.in_(job_ids), lately)
         links = {row.job_id: row.link for row in self.connection.execute(found)}
-        self._links |= links
+        self.links |= links
         return set(links)
 
-    def _find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
+    def find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
+        """The current attempts of the jobs that there are, locked."""
         ids = list(job_ids)
         if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
             reads.known_jobs(self.connection, ids)
         found = {row.job_id: row for row in self.connection.execute(reads.CURRENT, {"ids": ids})}
         self._jobs |= found
-        self._links |= {job_id: row.link for job_id, row in found.items()}
+        self.links |= {job_id: row.link for job_id, row in found.items()}
         return {job_id: attempt_from(row) for job_id, row in found.items()}
-
-    def _place(self, current: Attempt, report: Report) -> Attempt:
-        """`progress.place`, with the older attempts at hand where they matter."""
-        known = [current]
-        if report.run is not None and report.run != current.run and current.change:
-            known = reads.attempts_of(self.connection, report.job_id)
-        return place(known, report.run, report.sent_at, report.arrived_at)
-
-    def _keep(self, reports: Iterable[Report], placed: dict[str, Attempt]) -> set[str]:
-        """Add one callback for each job; the jobs whose callback was not a repeat."""
-        rows = [
-            {
-                "job_id": report.job_id,
-                "number": placed[report.job_id].number,
-                "milestone": report.milestone,
-                "arrived_at": report.arrived_at,
-                "sent_at": report.sent_at,
-                "body": report.body,
-            }
-            for report in reports
-            if not is_stale(placed[report.job_id], report)
-        ]
-        if not rows:
-            return set()
-        statement = self.insert(callbacks).on_conflict_do_nothing().returning(callbacks.c.job_id)
-        return {row.job_id for row in self.connection.execute(statement, rows)}
 
 
 @lru_cache(64)
@@ -374,15 +297,3 @@ def _update_attempt(names: tuple[str, ...]) -> Update:
         attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
     )
     return which.values({name: bindparam(name) for name in names})
-
-
-def _waves(reports: Sequence[Report]) -> list[list[tuple[int, Report]]]:
-    """The reports with their places, parted so that no part has two of one job."""
-    waves: list[list[tuple[int, Report]]] = []
-    depth: Counter[str] = Counter()
-    for index, report in enumerate(reports):
-        if depth[report.job_id] == len(waves):
-            waves.append([])
-        waves[depth[report.job_id]].append((index, report))
-        depth[report.job_id] += 1
-    return waves

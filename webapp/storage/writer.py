@@ -27,8 +27,9 @@ from webapp.config import Settings
 from webapp.rules.attempt import Report
 from webapp.rules.events import Transition
 from webapp.rules.pipeline import Pipeline
+from webapp.storage.arrivals import Receipt, receive
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
-from webapp.storage.transaction import Changes, Receipt, Transaction
+from webapp.storage.transaction import Changes, Transaction
 
 GATHER_FOR = 0.02  # seconds; the longest wait for as many callbacks as shared the last commit
 ANSWERED_WITHIN = 7.0  # seconds; the contract: 503 is said within 8
@@ -136,7 +137,7 @@ class Writer:
         """One transaction for all; one each where something in one of them failed the others."""
         reports = [pending.report for pending in group if pending.report]
         due_at = min(pending.due_at for pending in group)
-        outcome = self._transact(lambda transaction: transaction.receive(reports), due_at)
+        outcome = self._transact(lambda transaction: receive(transaction, reports), due_at)
         if isinstance(outcome, Exception) and len(group) > 1 and is_about_one_job(outcome):
             for pending in group:
                 self._receive_together([pending])
