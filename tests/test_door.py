@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -122,6 +123,51 @@ def test_no_forwarder_header_is_believed(server: Server, job_id: str) -> None:
     for said in ({"X-Forwarded-Proto": "https", "X-Forwarded-Protocol": "x"}, {"X-Forwarded-Ssl": "on"}):
         answer = server.post(b"{}", **said)
         assert answer.status_code == 400 and "job_id" in answer.json()["error"]
+
+
+def test_a_client_behind_a_proxy_is_its_address_without_the_port(serve: Serve) -> None:
+    server = serve(TRUSTED_PROXIES="1")
+    said = ("203.0.113.7:4711", "[2001:db8::7]:4711", "[2001:db8::7]", "2001:db8::7", "203.0.113.7")
+    for client in said:
+        server.post(b"{}", **{"X-Forwarded-For": client})
+    log = [json.loads(line) for line in server.log.read_text().splitlines()]
+    heard = [line["address"] for line in log if line["event"] == "request" and line["status"] == 400]
+    assert heard == ["203.0.113.7", "2001:db8::7", "2001:db8::7", "2001:db8::7", "203.0.113.7"]
+
+
+# Streams
+
+
+def test_streams_leave_connections_for_everything_else(serve: Serve, job_id: str) -> None:
+    server = serve()
+    server.stop()
+    server.limits = ("prlimit", "--nofile=128:128")
+    server.start()
+    server.report(job_id, "provisioning")
+    path = urlsplit(server.link(job_id)).path
+    with ExitStack() as clients:
+        opened = [clients.enter_context(connect(server, request(f"{path}/events"))) for _ in range(120)]
+        answers = [connection.recv(15) for connection in opened]
+        assert answers.count(b"HTTP/1.1 200 OK") > 50 and b"HTTP/1.1 503 Se" in answers
+        assert server.report(job_id, "vm_created") is False
+        assert server.is_up()
+
+
+def test_the_more_streams_the_later_a_page_comes_back(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    with ExitStack() as streams:
+        opened = [streams.enter_context(closing(server.events(job_id))) for _ in range(100)]
+        waits = [int(events.next()["retry"]) for events in opened]
+    assert all(1000 <= wait < 1000 + 1000 * 100 for wait in waits)
+    assert len(set(waits)) > 10 and max(waits) > waits[0]
+
+
+def test_a_stream_of_an_unknown_link_is_a_404(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    assert server.api(f"/api/jobs/{job_id}/revoke", method="POST").ok
+    assert requests.get(f"{link}/events", timeout=30).status_code == 404
+    assert requests.get(f"{link}x/events", timeout=30).status_code == 404
 
 
 # The log

@@ -49,7 +49,8 @@ def create_app() -> Flask:
         SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
     )
     if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
+        inner = middleware.without_port(app.wsgi_app)
+        app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     if below := urlsplit(settings.public_url).path:
         app.wsgi_app = middleware.Below(app.wsgi_app, below)  # type: ignore[method-assign]
     db.init_app(app)

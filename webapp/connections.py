@@ -38,6 +38,11 @@ class Connections:
         self.served: dict[Connection, None] = {}
         self.unfinished: dict[str, dict[Connection, None]] = {}  # by origin, the oldest first
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether another stream would take one of the connections that are kept for everything else."""
+        return len(self.served) > self.most * 0.9
+
     def add(self, connection: Connection) -> None:
         """A connection that waits for a request, from now on."""
         self.served.pop(connection, None)

@@ -20,6 +20,7 @@ from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.http.wsgi import create
+from gunicorn.util import write_error
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, ServiceUnavailable
 
@@ -171,8 +172,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _answer(self, request: Any, client: Any, address: Any, listener: Any) -> None:
         """Have the app answer; raises StopIteration where the connection is to be closed after it."""
         path = request.path
-        is_free = path == "/healthz" or path.endswith(CALLBACK_PATH)
-        leave = None if is_free else self.gate.enter(is_stream=path.endswith("/events"))
+        is_free, is_stream = path.endswith(("/healthz", CALLBACK_PATH)), path.endswith("/events")
+        if is_stream and self.connections.is_crowded:
+            write_error(client, 503, "Service Unavailable", "too many streams are open")
+            raise StopIteration
+        leave = None if is_free else self.gate.enter(is_stream)
         try:
             response, environ = create(request, client, address, listener, self.cfg)
             environ["wsgi.multithread"] = True

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
@@ -18,6 +19,8 @@ from webapp.parts import parts
 from webapp.rules.report import JOB_ID
 from webapp.storage.database import reason
 
+WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +28,17 @@ class JobId(BaseConverter):
     """`<id:…>` in a route: what cannot be the id of a job is a 404 like an unknown one."""
 
     regex = JOB_ID.pattern
+
+
+def without_port(app: Any) -> Any:
+    """An app to which a client is its address alone, where a proxy tells its port, too."""
+
+    def call(environ: dict[str, Any], start_response: Any) -> Any:
+        if with_port := WITH_PORT.fullmatch(environ.get("REMOTE_ADDR", "")):
+            environ["REMOTE_ADDR"] = with_port[1] or with_port[2]
+        return app(environ, start_response)
+
+    return call
 
 
 class Below:

@@ -1,5 +1,7 @@
 """The watcher's door: page, JSON, fragment and stream; the token is all that it takes."""
 
+from itertools import chain
+
 from flask import Blueprint, Response, abort, jsonify, render_template, request
 
 from webapp.page.view import View, iso
@@ -50,6 +52,7 @@ def steps(token: str) -> Response:
 @bp.get("/events")
 def events(token: str) -> Response:
     """The fragment at once and at every change, until the job is over."""
-    view = shared(token)
-    db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().hub.events(view.job_id, view.link))
+    job_id, link = parts().links.read(token) or abort(404)
+    events = parts().hub.events(job_id, link)
+    first = next(events, None)  # one read for the link and the frame; none: the link opens nothing
+    return event_stream(chain([first], events)) if first is not None else abort(404)

@@ -76,4 +76,4 @@ def as_events(view: View, template: Template) -> bytes:
     fragment = template.render(view=view)
     data = fragment.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
     done = f"event: done\nid: {view.version}\ndata: over\n\n" if view.attempt.end else ""
-    return f"event: steps\nid: {view.version}\ndata: {data}\nretry: 1000\n\n{done}".encode()
+    return f"event: steps\nid: {view.version}\ndata: {data}\n\n{done}".encode()

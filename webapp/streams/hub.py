@@ -27,6 +27,7 @@ COMMENT_EVERY = 19.0  # seconds; the contract: at least every 20 s
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # seconds between two frames of one job; of any
 ASK_WANTED = 1.0  # seconds between two looks whether an operator's stream goes on
 RETRY_AFTER = 1.0  # seconds, when the database is away
+BACK_PER_SECOND = 2000  # streams that come back after a restart, at random in the time that this takes
 
 
 @dataclass(slots=True, eq=False)
@@ -59,13 +60,13 @@ class Hub:
     def __init__(self, engine: Engine, make: Make) -> None:
         self._make = make
         self._topics: dict[str, Topic] = {}
-        self._is_ending = False
+        self._is_ending, self._open = False, 0
         self.siblings = Siblings(engine, self._topics, self.wake)
 
     def watchers(self, job_id: str | None = None) -> int:
         """How many streams of this process are open: of a job, or all."""
         if job_id is None:
-            return sum(topic.watchers for topic in self._topics.values())
+            return self._open
         topic = self._topics.get(job_id)
         return topic.watchers if topic else 0
 
@@ -81,6 +82,7 @@ class Hub:
     ) -> Iterator[bytes]:
         """The newest frame at once and after each change, and comments between them.
 
+        Raises SQLAlchemyError where the first frame cannot be had; later ones are waited for.
         Ends after a frame that is over, without one of another link than this (it was revoked), and
         once `is_wanted`, asked before each frame and every second, says no.
         A slow reader gets the newest frame, never a backlog.
@@ -92,13 +94,18 @@ class Hub:
         try:
             while not (ending := self._ending(is_wanted)):
                 changed = topic.changed  # taken before the look, so that no change falls in between
-                frame = self._newest(topic, job_id)
+                try:
+                    frame = self._newest(topic, job_id)
+                except SQLAlchemyError:
+                    if seen is None:  # the answer has not begun: it can be a 503
+                        raise
+                    frame = None
                 if frame and frame.link != link:
                     ending = "the link opens nothing any more"
                     break
                 if frame and frame.version != seen:
                     seen, alive, frames = frame.version, frame.alive, frames + 1
-                    yield frame.body or b""
+                    yield (frame.body or b"").replace(b"\n\n", self._retry(), 1)
                     if frame.is_over:
                         ending = "the job is over"
                         gevent.sleep(0)  # to close costs more than to send, so the others' frames first
@@ -138,6 +145,11 @@ class Hub:
                 else:
                     self._tell(topic)
 
+    def _retry(self) -> bytes:
+        """The end of an event: when a page comes back that loses its stream, spread out as there are many."""
+        spread = random.random() * self._open / BACK_PER_SECOND  # noqa: S311
+        return b"\nretry: %d\n\n" % (1000 + 1000 * spread)
+
     def _ending(self, is_wanted: Callable[[], bool] | None) -> str:
         """Why a stream ends now, "" where it does not."""
         if self._is_ending:
@@ -160,11 +172,13 @@ class Hub:
         elif topic.frame and topic.frame.body is None:
             topic.change, topic.frame = ANEW, None
         topic.watchers += 1
+        self._open += 1
         self.siblings.listen()
         return topic
 
     def _leave(self, job_id: str, topic: Topic) -> None:
         topic.watchers -= 1
+        self._open -= 1
         if not topic.watchers:
             self._wind(topic, None)
             del self._topics[job_id]
@@ -187,6 +201,7 @@ class Hub:
         except SQLAlchemyError as error:
             logs.log.warning("a stream waits for the database: %s", reason(error))
             topic.change, topic.due = ANEW, gevent.spawn_later(RETRY_AFTER, self._tell, topic)
+            raise
         except BaseException:  # such as MemoryError: this stream ends, the next one tries again
             topic.change = ANEW
             raise
