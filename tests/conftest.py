@@ -1,9 +1,12 @@
 """What the tests share: a server on each database, and a browser to watch it with."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -162,6 +165,20 @@ def operator(office: Server) -> Operator:
 def job_id() -> str:
     """Of a job that nobody has heard of."""
     return new_job_id()
+
+
+@pytest.fixture
+def fresh_copy(tmp_path: Path) -> Path:
+    """The tracked files alone, beside the packages that are installed already."""
+    copy = tmp_path / "milepost"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in tracked.stdout.split("\0"):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    os.utime(copy / "requirements.txt", (0, 0))
+    (copy / ".venv").symlink_to(ROOT / ".venv")
+    return copy
 
 
 @pytest.fixture(scope="session")

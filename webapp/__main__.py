@@ -12,8 +12,16 @@ from webapp import config
 from webapp.app import create_app
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
+from webapp.storage.database import reason
 from webapp.storage.jobs import is_empty
 from webapp.storage.tables import db
+
+GUNICORN = """
+import signal, sys
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # until gunicorn has a handler of its own
+from gunicorn.app.wsgiapp import run
+run()
+"""
 
 
 def main() -> None:
@@ -31,16 +39,13 @@ def main() -> None:
     except config.BadSetting as error:
         sys.exit(f"milepost: {error}")
     except SQLAlchemyError as error:
-        said = str(getattr(error, "orig", error)).strip().split("\n")[0]
-        sys.exit(f"milepost: DATABASE_URL cannot be used: {said}")
+        sys.exit(f"milepost: DATABASE_URL cannot be used: {reason(error)}")
     except OSError as error:
         sys.exit(f"milepost: {error.filename or ''} {error.strerror}".replace("  ", " "))
-    except KeyboardInterrupt:
-        sys.exit(130)
     if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:webapp.serving", "wsgi:app"])
+    os.execv(sys.executable, [sys.executable, "-c", GUNICORN, "-c", "python:webapp.serving", "wsgi:app"])
 
 
 def _can_listen(settings: config.Settings) -> None:
@@ -58,4 +63,7 @@ def _can_listen(settings: config.Settings) -> None:
         ) from None
 
 
-main()
+try:
+    main()
+except KeyboardInterrupt:
+    sys.exit(130)

@@ -1,5 +1,6 @@
 """Where the parts meet: no routes, no queries."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,4 +87,5 @@ def create_app() -> Flask:
         app.register_blueprint(door)
     for command in cli.COMMANDS:
         app.cli.add_command(command)
+    sys.excepthook = cli.tell_fault
     return app

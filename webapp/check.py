@@ -1,14 +1,13 @@
 """`flask check`: what is wrong with an installation, and what is unwise; no secret is told."""
 
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,6 +15,7 @@ from webapp.config import ENV_FILE, INSTANCE, NAMES, ROOT, Settings, given, in_f
 from webapp.github.client import Refused, get_workflow
 from webapp.github.start import workflow_of
 from webapp.rules.pipeline import Pipeline
+from webapp.storage.database import reason
 
 FEWEST_CHARACTERS = 8  # different ones; a random secret has twice as many
 TRIVIAL = re.compile("change.?me|passwor[dt]|12345678|qwert", re.I)
@@ -32,11 +32,12 @@ def wrong(settings: Settings, pipelines: Mapping[str, Pipeline], engine: Engine)
     if settings.can_dispatch:
         for workflow in sorted({workflow_of(pipeline, settings) for pipeline in pipelines.values()}):
             try:
-                get_workflow(settings, workflow)
+                if (state := get_workflow(settings, workflow).get("state")) != "active":
+                    yield f"{workflow} cannot be started: at GitHub it is {state}"
             except Refused as refused:
                 yield str(refused)
-    for path in (ENV_FILE, INSTANCE, *_secret_files(settings)):
-        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+    for path in _secret_files(settings):
+        if _others_may(path.parent) and _others_may(path):
             yield f"others on this machine may read {path}: chmod go= {path}"
 
 
@@ -86,19 +87,27 @@ def _meant(name: str) -> str:
 
 
 def _database(engine: Engine) -> Iterator[str]:
-    head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    ours = ScriptDirectory(str(MIGRATIONS))
     try:
         with engine.connect() as connection:
-            has = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            has = MigrationContext.configure(connection).get_current_revision()
     except SQLAlchemyError as error:
-        said = str(getattr(error, "orig", error)).strip().split("\n")[0]
-        yield f"DATABASE_URL cannot be used ({said}): flask db upgrade makes the tables"
+        yield f"DATABASE_URL cannot be used: {reason(error)}"
     else:
-        if has != head:
+        if has is None:
+            yield "the database has no tables: flask db upgrade makes them"
+        elif has not in {script.revision for script in ours.walk_revisions()}:
+            yield f"the database's schema {has} is of a newer Milepost than this one"
+        elif has != (head := ours.get_current_head()):
             yield f"the database's schema is {has}, this Milepost needs {head}: flask db upgrade"
 
 
-def _secret_files(settings: Settings) -> list[Path]:
+def _secret_files(settings: Settings) -> set[Path]:
     url = make_url(settings.database_url)
-    database = [Path(url.database or "")] if url.get_backend_name() == "sqlite" else []
-    return [path for path in (*INSTANCE.glob("*"), *database) if path.is_file() and os.access(path, os.R_OK)]
+    database = [Path(url.database or "").resolve()] if url.get_backend_name() == "sqlite" else []
+    return {path for path in (ENV_FILE, *INSTANCE.glob("*"), *database) if path.is_file()}
+
+
+def _others_may(path: Path) -> bool:
+    """Whether other users may read a file or enter a folder."""
+    return bool(path.stat().st_mode & (0o077 if path.is_file() else 0o011))

@@ -1,12 +1,15 @@
 """The terminal's door: the operator's verbs without a browser."""
 
 import json
+import sys
 import tomllib
 from time import time
+from types import TracebackType
 
 import click
 from flask.cli import with_appcontext
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import check, notify, rehearsal
 from webapp.config import ROOT
@@ -14,6 +17,7 @@ from webapp.page.view import iso
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
 from webapp.rules.pipeline import BUILT_IN
+from webapp.storage.database import reason
 from webapp.storage.jobs import link_of, newest_jobs
 from webapp.storage.tables import db
 
@@ -128,6 +132,14 @@ def notify_test() -> None:
         click.echo(f"{name}: {problem or 'told'}")
     if any(outcome.values()):
         raise click.ClickException("not everybody could be told")
+
+
+def tell_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """Have a command that the database fails say so in a sentence; for `sys.excepthook`."""
+    if isinstance(fault, SQLAlchemyError):
+        click.echo(f"Error: DATABASE_URL cannot be used: {reason(fault)}", err=True)
+    else:
+        sys.__excepthook__(kind, fault, trace)
 
 
 COMMANDS = (link, sign_in, list_jobs, prune, rehearse, version, look, notify_test)

@@ -8,12 +8,13 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import click
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -141,9 +142,18 @@ def given() -> dict[str, str]:
 
 
 def in_file() -> dict[str, str]:
-    """What stands in `milepost.env`."""
-    file = dotenv_values(ENV_FILE, interpolate=False)
-    return {name: value or "" for name, value in file.items()}
+    """What stands in `milepost.env`; raises BadSetting."""
+    try:
+        text = ENV_FILE.read_text()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeError) as error:
+        raise BadSetting(f"{ENV_FILE} cannot be read: {error}") from None
+    lines = list(parse_stream(StringIO(text)))
+    for line in lines:
+        if line.error:
+            raise BadSetting(f"{ENV_FILE}, line {line.original.line}: must be NAME=value")
+    return {line.key: line.value or "" for line in lines if line.key}
 
 
 def with_local_secrets(environ: Mapping[str, str], *, make: bool) -> dict[str, str]:
@@ -273,4 +283,9 @@ def _database(text: str) -> str:
         raise ValueError("must begin with sqlite:/// or postgresql://")
     if url.drivername == "sqlite" and url.database in (None, "", ":memory:"):
         raise ValueError("must name a file")
+    if url.drivername == "sqlite":
+        try:
+            Path(url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"is in a folder that cannot be made: {error}") from None
     return url.render_as_string(hide_password=False)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from json.encoder import encode_basestring_ascii
+from stat import S_ISREG
 from time import gmtime, strftime, time
 from typing import Any
 
@@ -30,7 +31,9 @@ class Sink:
         self._waiting, self._dropped = bytearray(), 0
         self._lock = get_original("_thread", "allocate_lock")()
         try:  # a file description of our own: who shares stderr's own would find it non-blocking
-            own = os.open("/dev/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+            own = 2  # a file, which blocks nobody, and where two descriptions overwrite each other
+            if not S_ISREG(os.fstat(2).st_mode):
+                own = os.open("/dev/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
             self._write: Callable[[bytearray], int] = partial(os.write, own)
         except OSError:  # a socket, as under systemd; another user's; closed
             self._write = _write_when_ready

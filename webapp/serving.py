@@ -35,8 +35,13 @@ def _ask() -> Any:
         return json.loads(said) if said else sys.exit(1)
     try:
         from webapp.config import environment, load
+        from webapp.rules import pipeline
 
         settings = load(environment())
+        try:
+            pipeline.load(settings.pipelines)
+        except pipeline.BadPipeline as error:
+            raise ValueError(f"PIPELINES {error}") from None
         os.write(writing, json.dumps([settings.host, settings.port, settings.web_concurrency]).encode())
     except Exception as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ class GitHub:
     answers: list[tuple[int, dict[str, object], dict[str, str]]] = field(default_factory=list)
     raw: bytes | None = None  # all that is answered, with a 200
     tells_details: bool = True
+    state: str = "active"  # of the workflow
     hang: threading.Event | None = None
     hanging: int = 0
 
@@ -90,6 +91,8 @@ class GitHub:
             return 401, {"message": "Bad credentials"}, {}
         if (method, path) == ("POST", f"{WORKFLOW}/dispatches"):
             return self._dispatch(json.loads(body))
+        if (method, path) == ("GET", WORKFLOW):
+            return 200, {"id": 1, "name": "Provision agent", "state": self.state}, {}
         if (method, path) == ("GET", f"{WORKFLOW}/runs"):
             since = parse_qs(urlsplit(target).query)["created"][0].removeprefix(">=")
             runs = [run for run in reversed(self.runs) if run["created_at"] >= since]

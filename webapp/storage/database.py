@@ -56,7 +56,6 @@ def engine_options(database_url: str) -> dict[str, Any]:
     """For `create_engine`."""
     url = make_url(database_url)
     if url.get_backend_name() == "sqlite":
-        Path(url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # BEGIN is ours, below, and so is the wait for a lock.
         return {"connect_args": {"timeout": 0, "check_same_thread": False, "isolation_level": None}}
     return {
