@@ -10,6 +10,7 @@ import pytest
 from tests.provisioning.clouds import Clouds, serving
 from tests.provisioning.packages import Signer
 from tests.provisioning.relay import Relay, relaying
+from tests.provisioning.steps import Steps, good
 from tests.provisioning.workflow import Runner
 from tests.support.server import Server
 
@@ -80,6 +81,11 @@ def programs(tmp_path: Path) -> Path:
     programs.mkdir()
     shutil.copy(Path(__file__).with_name("ansible-playbook"), programs)
     return programs
+
+
+@pytest.fixture
+def steps(tmp_path: Path, clouds: Clouds, private_key: str) -> Steps:
+    return Steps(tmp_path, good(tmp_path, clouds, private_key))
 
 
 @pytest.fixture

@@ -42,6 +42,19 @@ class Steps:
             log, _ = process.communicate(timeout=60)
         return self.ended(process, log)
 
+    def create(self, **environment: str) -> Ended:
+        return self.run("provision_vm.py", "create", **environment)
+
+    def cleanup(self, **environment: str) -> Ended:
+        return self.run("provision_vm.py", "cleanup", **environment)
+
+    def make_ready(self, clouds: Clouds) -> int:
+        """A server whose agent ran, made by the first attempt of run 77; its id."""
+        assert self.create().code == 0
+        (server,) = clouds.servers
+        assert self.run("provision_vm.py", "ready", SERVER_ID=str(server)).code == 0
+        return server
+
     @contextmanager
     def running(self, script: str, command: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
         files = {

@@ -3,13 +3,12 @@
 import json
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.provisioning.clouds import Clouds
-from tests.provisioning.steps import Steps, good
+from tests.provisioning.steps import Steps
 from tests.support.server import ROOT
 
 PAGE = (ROOT / ".github/docs/provisioning.md").read_text()
@@ -40,15 +39,13 @@ def test_the_page_has_the_regions_that_the_run_has() -> None:
     assert {name: {"locations": places, "types": types} for (name,), places, types in rows} == regions
 
 
-def test_the_access_policy_of_the_page_lets_a_run_through(
-    tmp_path: Path, clouds: Clouds, private_key: str
-) -> None:
+def test_the_access_policy_of_the_page_lets_a_run_through(steps: Steps, clouds: Clouds) -> None:
     policy = json.loads(PAGE.split("```json")[1].split("```")[0])
     clouds.tailnet.owners = policy["tagOwners"]
     (runner,) = policy["grants"][0]["src"]
     assert f"with the one tag `{runner}`" in PAGE
     clouds.tailnet.tags = [runner]
-    assert Steps(tmp_path, good(tmp_path, clouds, private_key)).run("provision_vm.py", "create").code == 0
+    assert steps.create().code == 0
     assert [device["tags"] for device in clouds.devices.values()] == [policy["grants"][0]["dst"]]
 
 
