@@ -13,13 +13,13 @@ from flask import Flask
 from sqlalchemy import Connection, Engine, event
 from werkzeug.test import TestResponse
 
-from tests.support import growth
+from tests.support.databases import Databases
 from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, new_job_id, sign, wait_until
 from webapp.app import create_app
 from webapp.github import runs
 from webapp.storage.tables import db
 
-JOBS = 20_000
+JOBS = 5_000
 SETTINGS = {
     "GITHUB_CALLBACK_SECRET": KEY,
     "GITHUB_WEBHOOK_SECRET": KEY,
@@ -80,14 +80,12 @@ class Milepost:
 
 
 @pytest.fixture(scope="module")
-def milepost(new_database: Callable[[], str]) -> Iterator[Milepost]:
-    url = new_database()
+def milepost(database: Databases) -> Iterator[Milepost]:
+    url = database.grown(JOBS)
     with pytest.MonkeyPatch.context() as environment:
         for name, value in {**SETTINGS, "DATABASE_URL": url}.items():
             environment.setenv(name, value)
         app, sibling = create_app(), create_app()
-    assert app.test_cli_runner().invoke(args=["db", "upgrade"]).exit_code == 0
-    growth.fill(url, JOBS)
     with app.app_context():
         engine = db.engine
     yield Milepost(app, sibling, engine)
@@ -102,8 +100,11 @@ def plan(connection: Connection, statement: str, parameters: Any) -> str:
 
 
 def faults(statement: str, plan: str) -> list[str]:
-    """What in a plan reads or sorts a table; a walk along an index up to a LIMIT does not."""
-    found = re.findall(r".*(?:Seq Scan|TEMP B-TREE).*", plan)
+    """What in a plan reads or sorts a table; a walk along an index up to a LIMIT does not.
+
+    Two tables stay small: one row for each start of a server, and the sessions of twelve hours.
+    """
+    found = re.findall(r".*(?:Seq Scan(?! on (?:closures|sessions)\b)|TEMP B-TREE).*", plan)
     tables = re.findall(r"^SCAN (?:jobs|attempts|callbacks)\b.*", plan, re.MULTILINE)
     return found + [scan for scan in tables if "INDEX" not in scan or "LIMIT" not in statement]
 

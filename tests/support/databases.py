@@ -8,12 +8,13 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
+from tests.support import growth
 from tests.support.postgresql import FORGETFUL, Cluster
 from tests.support.server import Server
 
@@ -54,7 +55,24 @@ class Databases:
 
     def migrated(self) -> str:
         """The URL of a database with Milepost's newest schema."""
-        template = self._template()
+        return self._copy(self._template("migrated", self._migrate))
+
+    def grown(self, jobs: int) -> str:
+        """The URL of a database in which so many jobs have ended."""
+
+        def grow() -> str:
+            url = self.migrated()
+            growth.fill(url, jobs)
+            return url
+
+        return self._copy(self._template(f"grown-{jobs}", grow))
+
+    def _migrate(self) -> str:
+        url = self.new()
+        Server(self.folder, url).flask("db", "upgrade")
+        return url
+
+    def _copy(self, template: str) -> str:
         if self.kind == "postgresql":
             return self._cluster().new_database(template.rpartition("/")[2])
         url = self._new_file()
@@ -70,13 +88,12 @@ class Databases:
                 self.cluster.create(**FORGETFUL)
         return self.cluster
 
-    def _template(self) -> str:
-        known = self.folder / f"template-{self.kind}"
-        with self._alone(f"migration-{self.kind}"):
+    def _template(self, name: str, make: Callable[[], str]) -> str:
+        """The URL of a database that is made once in a run, and only copied."""
+        known = self.folder / f"{name}-{self.kind}"
+        with self._alone(known.name):
             if not known.exists():
-                url = self.new()
-                Server(self.folder, url).flask("db", "upgrade")
-                known.write_text(url)
+                known.write_text(make())
         return known.read_text()
 
     @contextmanager
