@@ -58,7 +58,7 @@ def list_jobs(limit: int, as_json: bool) -> None:
     rows, _ = newest_jobs(connection, limit)
     views = [parts().views.of(row, connection) for row in rows]
     if as_json:
-        click.echo(json.dumps({"jobs": [view.as_json() for view in views]}))
+        click.echo(json.dumps({"jobs": [view.as_json() | {"error": view.attempt.error} for view in views]}))
         return
     for view in views:
         agent = view.agent_id or "-"

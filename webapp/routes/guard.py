@@ -7,10 +7,9 @@ of workflows and watchers are, costs no signature and no query.
 import hmac
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from math import ceil
 from time import monotonic
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from flask import abort, redirect, request, url_for
@@ -115,8 +114,8 @@ def is_token(given: bytes) -> bool:
 def count_wrong() -> None:
     """A wrong token was given; raises TooManyRequests after ten within a minute.
 
-    The right token always enters, because many may share a proxy's address: what protects it is its
-    length, and this only spares the log and shows a guesser that guessing is seen.
+    The right token is never counted and always enters, because many may share a proxy's address. What
+    protects it is its length.
     """
     address, now = network_of(request.remote_addr or ""), monotonic()
     times = _wrong.setdefault(address, deque(maxlen=MOST_TRIES))
@@ -124,21 +123,17 @@ def count_wrong() -> None:
     if len(_wrong) > MOST_ADDRESSES:
         _wrong.popitem(last=False)
     if len(times) == MOST_TRIES and (wait := times[0] + MINUTE - now) > 0:
-        _refuse(ceil(wait))
+        said = f"too many wrong tokens from your address: wait {ceil(wait)} s"
+        raise TooManyRequests(said, retry_after=ceil(wait))
     times.append(now)
-
-
-def _refuse(wait: int) -> NoReturn:
-    raise TooManyRequests(f"too many wrong tokens from your address: wait {wait} s", retry_after=wait)
 
 
 def network_of(address: str) -> str:
     """An IPv4 address itself; of an IPv6 address its /64, which one client has as a whole."""
     try:
-        ip = ip_address(address.partition("%")[0])
+        ip = ip_address(address)
     except ValueError:
         return address[:64]
-    if ip.version == 6:
-        mapped = ip.ipv4_mapped
-        return str(mapped) if mapped else str(ip_network((ip, 64), strict=False))
-    return str(ip)
+    if isinstance(ip, IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or ip_network((ip, 64), strict=False))

@@ -81,8 +81,7 @@ def sign_out() -> ResponseReturnValue:
     parts().writer.run(lambda transaction: sessions.end_session(transaction, hash))
     logs.event("sign-out")
     response = redirect(url_for("sign_in.form"), 303)
-    name, path, secure = guard.cookie()
-    response.delete_cookie(name, path, secure=secure, httponly=True, samesite="Lax")
+    guard.set_cookie(response, "", 0)
     return response
 
 
