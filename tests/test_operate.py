@@ -2,6 +2,7 @@
 
 import re
 from html import unescape
+from pathlib import Path
 from time import time
 from typing import Literal
 
@@ -14,6 +15,14 @@ from tests.support.github import GitHub
 from tests.support.operator import Operator, signed_in
 from tests.support.server import OPERATOR_TOKEN, Serve, Server, wait_until
 
+SITE = """
+[[steps]]
+id = "queued"
+label = "Queued"
+[[steps]]
+id = "building"
+label = "Building"
+"""
 FORMS = ("/", "/sign-out", "/jobs/{}/retry", "/jobs/{}/revoke")
 
 
@@ -98,7 +107,10 @@ def test_jobs_are_found_by_status_by_condition_and_by_the_start_of_an_id(serve: 
     assert found(f"q={job_id[:-1]}") == [f"{job_id}-{n}" for n in (2, 1, 0)]
     page = operator.see()
     counts = dict(re.findall(r'data-count="(\w+)"><a[^>]*>(\S+)', page))
-    assert counts == {"live": "1", "quiet": "0", "lost": "1", "failed": "1", "running": "1"}
+    assert counts == {"live": "1", "waiting": "0", "quiet": "0", "lost": "1", "failed": "1", "running": "1"}
+    server.report(f"{job_id}-run", "running", workflow_run_id=40_000_000_001)
+    assert found("q=40000000001") == found("q=040000000001") == [f"{job_id}-run"]
+    assert found("q=4000000000") == []
 
 
 @pytest.mark.one_database
@@ -152,7 +164,7 @@ def test_a_bad_field_is_told_beside_it_and_what_was_typed_is_kept(
     assert answer.text.count("-problem" + '" role="alert"') == 1
     assert field == "region" or 'value="eu-kept"' in answer.text
     assert unescape(re.findall(rf'name="{field}" value="([^"]*)"', answer.text)[0]) == value
-    assert "<b>" not in answer.text
+    assert '"><b>' not in answer.text
 
 
 def test_a_job_that_is_in_the_way_and_a_missing_setting_are_told_in_words(
@@ -180,7 +192,7 @@ def test_what_github_refuses_is_told_by_the_job(operator: Operator, at_github: G
 # One job
 
 
-def test_a_job_shows_its_callbacks_in_order_its_attempts_and_its_addresses(
+def test_a_job_shows_its_milestones_newest_first_then_heartbeats_its_attempts_and_its_addresses(
     operator: Operator, office: Server, job_id: str
 ) -> None:
     def say(milestone: str, run: int, **fields: object) -> None:
@@ -194,12 +206,14 @@ def test_a_job_shows_its_callbacks_in_order_its_attempts_and_its_addresses(
     say("running", 2, **end)
     page = operator.see(f"/jobs/{job_id}")
     assert re.findall(r'data-callback="(\w+)"', page) == [
-        "provisioning",
-        "failed",
-        "vm_created",
-        "heartbeat",
         "running",
+        "vm_created",
+        "failed",
+        "provisioning",
+        "heartbeat",
     ]
+    assert "1 heartbeat, the last" in page
+    assert "&#34;tailscale_ip&#34;: &#34;100.64.0.7&#34;" in page  # the body, as it came
     assert len(re.findall(r"<time", re.findall(r'data-callback="provisioning">.*', page)[0])) == 2
     assert len(re.findall(r"<time", re.findall(r'data-callback="running">.*', page)[0])) == 1
     assert re.findall(r'data-attempt-number="(\d)"', page) == ["2", "1"]
@@ -211,11 +225,11 @@ def test_a_job_shows_its_callbacks_in_order_its_attempts_and_its_addresses(
 def test_of_very_many_callbacks_the_newest_are_shown(operator: Operator, office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning")
     assert "Only the newest" not in operator.see(f"/jobs/{job_id}")
-    for _ in range(200):
+    for _ in range(51):
         office.report(job_id, "heartbeat")
     page = operator.see(f"/jobs/{job_id}")
-    assert re.findall(r'data-callback="(\w+)"', page) == ["heartbeat"] * 200
-    assert "Only the newest 200" in page
+    assert re.findall(r'data-callback="(\w+)"', page) == ["provisioning", *["heartbeat"] * 50]
+    assert "Only the newest 50" in page
 
 
 def test_two_ends_that_contradict_each_other_are_told(
@@ -226,6 +240,100 @@ def test_two_ends_that_contradict_each_other_are_told(
     office.report(job_id, "failed")
     assert "contradict" in operator.see(f"/jobs/{job_id}")
     assert "contradict" not in requests.get(office.link(job_id), timeout=30).text
+
+
+def buttons(page: str) -> list[str]:
+    """What a job's page offers to do."""
+    return re.findall(r'<details class="act" id="(\w+)"', page)
+
+
+def test_a_job_offers_what_can_be_done_to_it_and_does_it(
+    operator: Operator, office: Server, serve: Serve, job_id: str
+) -> None:
+    operator.submit("/", agent_id=f"agent-{job_id}", job_id=job_id)
+    path = f"/jobs/{job_id}"
+    assert buttons(operator.see(path)) == ["close", "revoke"]  # it never started
+    office.report(job_id, "vm_created")
+    assert buttons(operator.see(path)) == ["revoke"]
+    assert operator.submit(f"{path}/close", path).status_code == 409
+    office.report(job_id, "failed")
+    assert buttons(operator.see(path)) == ["retry", "delete", "revoke"]
+    office.report(f"{job_id}-2", "failed")  # nobody said which agent it is for
+    assert buttons(operator.see(f"/jobs/{job_id}-2")) == ["delete", "revoke"]
+    poor = serve()
+    poor.create(job_id, dispatch=False)
+    poor.report(job_id, "failed")
+    assert buttons(signed_in(poor).see(path)) == ["delete", "revoke"]
+    assert operator.submit(f"{path}/delete", path).headers["Location"] == "/"
+    assert operator.ask(path).status_code == 404
+
+
+def test_a_job_that_never_started_is_closed_and_reads_cancelled(operator: Operator, job_id: str) -> None:
+    operator.submit("/", agent_id=f"agent-{job_id}", job_id=job_id)
+    assert operator.submit(f"/jobs/{job_id}/close", f"/jobs/{job_id}").status_code == 303
+    assert "Cancelled" in operator.see(f"/jobs/{job_id}")
+    [row] = re.findall(r"(?s)<tr data-job.*?</tr>", operator.see(f"/?q={job_id}"))
+    assert "<b>Cancelled</b>" in row
+
+
+def test_the_list_says_how_each_job_stands_in_words_and_segments(
+    serve: Serve, job_id: str, tmp_path: Path
+) -> None:
+    (tmp_path / "site.toml").write_text(SITE)
+    server = serve(PIPELINES=str(tmp_path))
+    server.report(f"{job_id}-1", "ansible_started")
+    server.report(f"{job_id}-1", "failed", failed_step="configure", error="no space\nleft", workflow_run_id=7)
+    server.report(f"{job_id}-2", "running")
+    server.report(f"{job_id}-3", "failed", failed_step="timed_out")
+    server.report(f"{job_id}-4", "building", pipeline="site", note="5 of 8")
+    page = signed_in(server).see("/")
+    rows = [
+        (
+            re.findall(r"<b>(.*?)</b> <small>(.*?)</small>", row)[0],
+            re.findall(r'<i data-state="(\w+)"', row),
+            re.findall(r'role="img" aria-label="(.*?)"', row)[0],
+        )
+        for row in re.findall(r"(?s)<tr data-job.*?</tr>", page)
+    ]
+    assert rows == [
+        (("Under way", "5 of 8"), ["completed", "active"], "1 of 2 steps done; Building: in progress"),
+        (
+            ("Timed out", "Creating Server"),
+            ["completed", "cancelled", "pending", "pending", "pending"],
+            "1 of 5 steps done; Creating Server: timed out",
+        ),
+        (("Succeeded", ""), ["completed"] * 5, "5 of 5 steps done"),
+        (
+            ("Failed", "no space"),
+            ["completed"] * 3 + ["error", "pending"],
+            "3 of 5 steps done; Configuring Agent: failed",
+        ),
+    ]
+    assert '<select name="pipeline">' in page
+    assert '<select id="pipeline" name="pipeline">' in page
+
+
+def test_pipelines_are_chosen_from_only_where_there_are_several(operator: Operator) -> None:
+    assert 'name="pipeline"' not in operator.see("/")
+
+
+def test_refused_callbacks_are_shown_with_the_last_cause(serve: Serve) -> None:
+    server = serve()
+    operator = signed_in(server)
+    assert "refused" not in operator.see("/")
+    server.post(b"{}", key="another key than the right one")
+    server.post(b'{"job_id": "<b>", "status": "running"}')
+    page = operator.see("/")
+    assert "2 callbacks refused in the last day, the last one with 400: job_id" in page
+
+
+def test_notifications_that_wait_are_told_by_the_job(serve: Serve, job_id: str) -> None:
+    server = serve(NOTIFY_URLS="json://127.0.0.1:9/")
+    server.report(job_id, "failed")
+    operator = signed_in(server)
+    page = wait_until(lambda: "tried again" in (page := operator.see(f"/jobs/{job_id}")) and page)
+    assert 'data-notification="failed"' in page
+    assert "Connection error" in page
 
 
 def test_an_unknown_job_is_a_404(operator: Operator) -> None:
@@ -288,7 +396,8 @@ def test_a_person_starts_a_job_sees_it_move_and_stops_sharing_it(
     expect(page.locator("#job")).to_have_attribute("data-status", "queued")
     office.report(job_id, "failed", failed_step="provision", workflow_run_id=at_github.runs[-1]["id"])
     expect(page.locator("#job")).to_have_attribute("data-status", "failed")
-    page.get_by_role("button", name="Retry").click()
+    page.locator("#retry > summary").click()
+    page.locator("#retry button").click()
     expect(page.locator("#job")).to_have_attribute("data-attempt", "2")
     assert at_github.dispatched(job_id) == 2
 
@@ -296,7 +405,8 @@ def test_a_person_starts_a_job_sees_it_move_and_stops_sharing_it(
     old = link.input_value()
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
-    page.get_by_role("button", name="Stop sharing this link").click()
+    page.locator("#revoke > summary").click()
+    page.locator("#revoke button").click()
     expect(link).not_to_have_value(old)
 
     page.goto(f"{office.url}/?q={job_id}")
@@ -315,7 +425,7 @@ def test_a_person_starts_a_job_sees_it_move_and_stops_sharing_it(
 
 
 @pytest.mark.one_database
-@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (360, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (768, "light"), (360, "dark")])
 def test_the_pages_can_be_read_and_used_by_everyone(
     browser: Browser, office: Server, job_id: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
@@ -341,4 +451,55 @@ def test_the_pages_can_be_read_and_used_by_everyone(
     look()
     page.goto(f"{office.url}/jobs/{job_id}")
     look()
+    page.goto(office.url)
+    look()
+    assert max(page.locator("[data-job]").evaluate_all("all => all.map(each => each.offsetHeight)")) < 130
     page.close()
+
+
+@pytest.mark.one_database
+def test_hidden_pages_give_their_streams_back_so_that_the_seventh_loads(
+    browser: Browser, serve: Serve, job_id: str
+) -> None:
+    server = serve()
+    server.report(job_id, "vm_created")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.flask("sign-in").stdout.strip())
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("[data-job]")).to_have_count(1)
+
+    def streams() -> float:
+        told = re.findall(r"^milepost_streams{.*} (\S+)$", server.api("/metrics").text, re.M)
+        return float(told[0])
+
+    wait_until(lambda: streams() == 1)
+    hide = "Object.defineProperty(document, 'hidden', {get: () => %s, configurable: true});"
+    tell = "document.dispatchEvent(new Event('visibilitychange'))"
+    page.evaluate(hide % "true" + tell)
+    wait_until(lambda: streams() == 0)
+    server.report(job_id, "failed")
+    page.evaluate(hide % "false" + tell)
+    expect(page.locator("[data-job]")).to_have_attribute("data-status", "failed")
+    wait_until(lambda: streams() == 1)
+    context.close()
+
+
+@pytest.mark.one_database
+def test_a_list_that_is_offline_says_since_when_and_comes_back(
+    browser: Browser, serve: Serve, job_id: str
+) -> None:
+    server = serve()
+    server.report(job_id, "vm_created")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.flask("sign-in").stdout.strip())
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#offline")).to_be_hidden()
+    context.set_offline(True)
+    expect(page.locator("#offline")).to_be_visible()
+    server.report(job_id, "failed")
+    context.set_offline(False)
+    expect(page.locator("#offline")).to_be_hidden()
+    expect(page.locator("[data-job]")).to_have_attribute("data-status", "failed")
+    context.close()

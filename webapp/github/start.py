@@ -68,8 +68,7 @@ def close(writer: Writer, settings: Settings, job_id: str) -> None:
     def change(transaction: Transaction) -> None:
         current = _found(transaction, job_id)
         condition = silence.condition(current, _clock(transaction, settings))
-        never_started = current.last_callback_at is None
-        if condition == "over" or not (condition in ("lost", "waiting") or never_started):
+        if not may_close(current, condition):
             raise Conflict(
                 f"the job {job_id} is {condition}: only one that is lost, waiting or never started"
             )
@@ -77,6 +76,12 @@ def close(writer: Writer, settings: Settings, job_id: str) -> None:
 
     writer.run(change)
     logs.event("closed", job=job_id)
+
+
+def may_close(attempt: Attempt, condition: str) -> bool:
+    """Whether nothing goes on: it is lost, it waits, or it never started."""
+    never_started = condition != "over" and attempt.last_callback_at is None
+    return never_started or condition in ("lost", "waiting")
 
 
 def delete(writer: Writer, settings: Settings, job_id: str) -> None:

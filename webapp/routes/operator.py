@@ -28,10 +28,11 @@ from webapp.storage.jobs import (
     count,
     newest_jobs,
 )
-from webapp.storage.tables import db
+from webapp.storage.notifications import notifications_of
+from webapp.storage.tables import MILESTONES, db
 from webapp.streams.frames import ANY
 
-SHOWN_JOBS, SHOWN_CALLBACKS = 50, 200
+SHOWN_JOBS, SHOWN_MILESTONES, SHOWN_HEARTBEATS = 50, 200, 50
 UNFINISHED = ("live", "waiting", "quiet", "lost")  # conditions
 
 bp = Blueprint("operator", __name__)
@@ -69,6 +70,7 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         csrf=guard.csrf(),
         statuses=attempt.STATUSES,
         conditions=silence.CONDITIONS,
+        refusals=ours.refusals.lately(),
     )
 
 
@@ -114,15 +116,23 @@ def job(job_id: str, problem: str = "") -> str:
     ours, connection = parts(), db.session.connection()
     view = ours.views.find(connection, job_id) or abort(404)
     known = [attempt for attempt in attempts_of(connection, job_id) if attempt.number > 0]
-    received, more = callbacks_of(connection, job_id, SHOWN_CALLBACKS)
+    milestones, _ = callbacks_of(connection, job_id, SHOWN_MILESTONES, None, MILESTONES)
+    heartbeats, more = callbacks_of(connection, job_id, SHOWN_HEARTBEATS, None, ~MILESTONES)
+    pipeline = ours.pipelines.get(view.attempt.pipeline, view.pipeline)
+    is_runnable = ours.settings.can_dispatch and (view.agent_id or "agent_id" not in pipeline.inputs)
     return render_template(
         "job.html",
         view=view,
         attempts=[replace(view, attempt=attempt) for attempt in reversed(known)],
-        callbacks=received[::-1],
+        milestones=milestones,
+        heartbeats=heartbeats,
         more=more,
+        told=notifications_of(connection, job_id),
+        watching=ours.hub.watchers(job_id),
+        hears_since=ours.hub.siblings.hears_since,
         shared=ours.progress_url(job_id, view.link),
-        may_retry=view.agent_id and (view.status == "failed" or view.condition == "lost"),
+        may_retry=is_runnable and (view.status == "failed" or view.condition == "lost"),
+        may_close=start.may_close(view.attempt, view.condition),
         problem=problem,
         csrf=guard.csrf(),
     )

@@ -61,7 +61,7 @@ class Wanted:
     pipeline: str | None = None
     run_id: str | None = None
     since: float | None = None
-    begins: str | None = None  # of the job's or the agent's id
+    begins: str | None = None  # of the job's or the agent's id; or the id of a run
 
     def filters(self) -> Iterator[ColumnElement[bool]]:
         """The same in SQL."""
@@ -71,12 +71,17 @@ class Wanted:
         if self.condition:
             yield is_in(self.condition, self.clock)
         if self.run_id:
-            yield jobs.c.job_id.in_(select(attempts.c.job_id).where(attempts.c.run_id == self.run_id))
+            yield _of_run(self.run_id)
         if self.since is not None:
             yield jobs.c.created_at >= self.since
         if prefix := self.begins:
             ids = (jobs.c.job_id, jobs.c.agent_id)
-            yield or_(*((id >= prefix) & (id < prefix + "\uffff") for id in ids))
+            found = [(id >= prefix) & (id < prefix + "\uffff") for id in ids]
+            yield or_(*found, _of_run(prefix.lstrip("0") or "0")) if prefix.isdecimal() else or_(*found)
+
+
+def _of_run(run_id: str) -> ColumnElement[bool]:
+    return jobs.c.job_id.in_(select(attempts.c.job_id).where(attempts.c.run_id == run_id))
 
 
 class BadMark(ValueError):
@@ -183,11 +188,15 @@ def newest_jobs(
 
 
 def callbacks_of(
-    connection: Connection, job_id: str, limit: int, before: str | None = None
+    connection: Connection,
+    job_id: str,
+    limit: int,
+    before: str | None = None,
+    *which: ColumnElement[bool],
 ) -> tuple[list[Row[Any]], str | None]:
     """A page of a job's callbacks, newest first, and the mark of the next page. Raises BadMark."""
     key = (callbacks.c.arrived_at, callbacks.c.id)
-    found = select(callbacks).where(callbacks.c.job_id == job_id)
+    found = select(callbacks).where(callbacks.c.job_id == job_id, *which)
     if before:
         at, id = _marked(before)
         if not id.isdecimal() or len(id) > 18:

@@ -160,6 +160,7 @@ marks = Table(
     Column("at", Double, nullable=False),
 )
 
+MILESTONES = callbacks.c.milestone.is_not(None)
 STATE = [attempts.c[name] for name in Attempt._fields]
 
 

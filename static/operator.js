@@ -1,0 +1,36 @@
+// The operator's pages: a list or a job asks for itself anew at each event of its stream.
+document.getElementById("live") && (() => {
+  const live = document.getElementById("live"), offline = document.getElementById("offline")
+  let source, opened = []
+
+  // HTTP/1.1 allows six connections: a hidden tab gives its stream back.
+  function connect() {
+    source?.close()
+    if (document.hidden) return
+    source = new EventSource(live.dataset.stream)
+    for (const name of live.dataset.events.split(" ")) source.addEventListener(name, refresh)
+    source.addEventListener("done", () => source.close())
+    source.onerror = () => source.readyState == EventSource.CLOSED && setTimeout(refresh, 5000)
+  }
+  const refresh = () => document.hidden || htmx.trigger(live, "refresh")
+  const lost = () => {
+    if (!offline.hidden) return
+    offline.firstElementChild.textContent = new Date().toLocaleTimeString()
+    offline.hidden = false
+  }
+  document.addEventListener("visibilitychange", () => { connect(); refresh() })
+  addEventListener("pagehide", () => source?.close())
+  addEventListener("pageshow", connect)
+  addEventListener("offline", lost)
+  addEventListener("online", () => { connect(); refresh() })
+  for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) live.addEventListener(name, lost)
+  live.addEventListener("htmx:beforeSwap", ({detail}) => {
+    if (detail.xhr.status != 200) return
+    offline.hidden = true
+    opened = [...live.querySelectorAll("details[open]")].map(each => each.id)
+  })
+  live.addEventListener("htmx:afterSwap", () => {
+    for (const id of opened) document.getElementById(id)?.setAttribute("open", "")
+    if (source.readyState == EventSource.CLOSED && document.getElementById("job")?.dataset.condition != "over") connect()
+  })
+})()
