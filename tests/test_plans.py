@@ -19,7 +19,7 @@ from webapp.app import create_app
 from webapp.github import runs
 from webapp.storage.tables import db
 
-JOBS = 5_000
+JOBS = 10_000
 SETTINGS = {
     "GITHUB_CALLBACK_SECRET": KEY,
     "GITHUB_WEBHOOK_SECRET": KEY,
