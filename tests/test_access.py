@@ -360,8 +360,8 @@ def test_a_revoked_link_stays_dead_when_its_job_is_pruned_and_returns(serve: Ser
         assert server.api(f"/api/jobs/{job_id}/revoke", method="POST").status_code == 200
         now = server.link(job_id)
         assert server.flask("prune", "--older-than", "0").stdout.startswith("2 jobs")
-        server.report(job_id, "provisioning")
-        server.report(never_revoked, "provisioning")
+        server.report(job_id, "running")
+        server.report(never_revoked, "running")
         assert server.link(job_id) == now
         assert requests.get(now, timeout=30).status_code == 200
         assert [requests.get(link, timeout=30).status_code for link in dead] == [404] * len(dead)

@@ -71,14 +71,14 @@ def test_a_rehearsal_without_a_server_says_so(server: Server) -> None:
 
 
 def test_prune_deletes_what_was_not_heard_of_since(server: Server, job_id: str) -> None:
-    server.report(job_id, "provisioning")
+    server.report(job_id, "failed")
     assert server.flask("prune", "--older-than", "1").stdout == "0 jobs pruned\n"
     assert server.job(job_id)
     link = server.link(job_id)
     assert int(server.flask("prune", "--older-than", "0").stdout.split()[0]) > 0
     assert server.api(f"/api/jobs/{job_id}").status_code == 404
     assert requests.get(link, timeout=30).status_code == 404
-    assert not server.report(job_id, "provisioning"), "its callbacks are gone too"
+    assert not server.report(job_id, "failed"), "its callbacks are gone too"
 
 
 @pytest.mark.one_database

@@ -3,7 +3,6 @@
 import json
 import sys
 import tomllib
-from time import time
 from types import TracebackType
 
 import click
@@ -11,7 +10,7 @@ from flask.cli import with_appcontext
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp import check, notify, rehearsal
+from webapp import check, notify, rehearsal, upkeep
 from webapp.config import ROOT
 from webapp.page.view import iso
 from webapp.parts import parts
@@ -69,17 +68,6 @@ def _tell_database() -> None:
     """On stderr: a terminal without the server's settings would answer from another database."""
     url = make_url(parts().settings.database_url).render_as_string()
     click.echo(f"Database: {url}", err=True)
-
-
-@click.command()
-@click.option("--older-than", "days", required=True, type=click.FloatRange(0), metavar="DAYS")
-@with_appcontext
-def prune(days: float) -> None:
-    """Delete the jobs of which nothing was heard for DAYS, with their callbacks."""
-    until, pruned = time() - days * 86_400, 0
-    while ids := parts().writer.run(lambda transaction: transaction.prune(until)):
-        pruned += ids
-    click.echo(f"{pruned} jobs pruned")
 
 
 @click.command()
@@ -142,4 +130,4 @@ def tell_fault(kind: type[BaseException], fault: BaseException, trace: Traceback
         sys.__excepthook__(kind, fault, trace)
 
 
-COMMANDS = (link, sign_in, list_jobs, prune, rehearse, version, look, notify_test)
+COMMANDS = (link, sign_in, list_jobs, *upkeep.COMMANDS, rehearse, version, look, notify_test)

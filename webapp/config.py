@@ -6,6 +6,7 @@ Settings may also stand in `milepost.env` beside `wsgi.py`; the environment wins
 import os
 import re
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
@@ -133,7 +134,11 @@ def environment() -> Mapping[str, str]:
     environ = given()
     context = click.get_current_context(silent=True)
     at_terminal = context is not None and context.info_name != "run"
-    return with_local_secrets(environ, make=False) if at_terminal else environ
+    if not at_terminal:
+        return environ
+    # `restore` brings the secrets, so it can be run where there are none.
+    brought = {name: secrets.token_urlsafe(32) for name in SECRETS if "restore" in sys.argv[1:]}
+    return brought | with_local_secrets(environ, make=False)
 
 
 def given() -> dict[str, str]:
@@ -164,19 +169,19 @@ def with_local_secrets(environ: Mapping[str, str], *, make: bool) -> dict[str, s
             continue
         path = INSTANCE / name.lower()
         if make and not (path.exists() and path.read_text().strip()):
-            _make_secret(path)
+            keep_secret(path, secrets.token_urlsafe(32))
         if path.exists():
             complete[name] = path.read_text().strip()
     return complete
 
 
-def _make_secret(path: Path) -> None:
+def keep_secret(path: Path, secret: str) -> None:
     """Write aside, then rename: a full disk leaves no empty secret behind."""
     INSTANCE.mkdir(mode=0o700, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_urlsafe(32))
+        file.write(secret)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

@@ -243,6 +243,12 @@ def count(connection: Connection, wanted: Wanted) -> int:
     return connection.execute(select(func.count()).select_from(some.subquery())).scalar_one()
 
 
+def count_all(connection: Connection, which: ColumnElement[bool]) -> int:
+    """How many jobs are so, all of them counted."""
+    found = current_attempts().with_only_columns(func.count(), maintain_column_froms=True).where(which)
+    return connection.execute(found).scalar_one()
+
+
 _CHANGES = union_all(
     select(attempts.c.job_id, attempts.c.change).where(attempts.c.change > bindparam("change")),
     select(departed.c.job_id, departed.c.change).where(departed.c.change > bindparam("change")),

@@ -45,7 +45,6 @@ CHANNEL = "milepost"
 NOTIFICATION_JOBS = 80  # times an id of 64 and a number: below PostgreSQL's 8,000 bytes
 DELETED_FOR = 86_400.0  # seconds in which callbacks of a deleted job register nothing
 LONGEST_ASKED = 7 * 86_400.0  # seconds of silence after which GitHub is not asked any more
-PRUNED_AT_ONCE = 500  # jobs
 ASKED_AT_ONCE = 10  # attempts
 ASKED_AFTER = 60.0  # seconds after a dispatch of which nothing came
 UNSEEN = ("first_sent_at", "heartbeat_sent_at", "looked_at")  # fields that no page shows
@@ -226,14 +225,6 @@ class Transaction:
         newer = {name: statement.excluded[name] for name in ("link", "change", "deleted_at")}
         self.connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=newer), left)
         self.changes |= {row["job_id"]: Change(self._number) for row in left}
-
-    def prune(self, until: float) -> int:
-        """Remove some jobs of which nothing was heard since `until`; how many."""
-        last = func.coalesce(attempts.c.ended_at, attempts.c.heard_at, attempts.c.opened_at)
-        found = reads.current_attempts().where(jobs.c.created_at < until, last < until).limit(PRUNED_AT_ONCE)
-        ids = [row.job_id for row in self.connection.execute(found)]
-        self.remove(ids)
-        return len(ids)
 
     def claim_silent(self, now: float, quiet_after: float, bound: float) -> list[Attempt]:
         """Attempts whose run GitHub should be asked of, by nobody else within `quiet_after` seconds.

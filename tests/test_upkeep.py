@@ -1,0 +1,202 @@
+"""Upkeep: what a backup brings back, what pruning spares, and what numbers that fall do not break."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+import requests
+from sqlalchemy import create_engine, text
+
+from tests.conftest import Serve
+from tests.support.databases import Databases
+from tests.support.server import ROOT, Server, free_port, new_job_id, wait_until
+
+MANY = """
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+INSERT INTO jobs (job_id, created_at, attempt, status) SELECT 'old-' || i, 1e9, 1, 'failed' FROM n;
+INSERT INTO attempts (job_id, number, opened_at, pipeline, change, rank, "end", ended_at, heard_at,
+  contradicted, times)
+SELECT job_id, 1, 1e9, 'provision-agent', 1, 3, 'failed', 1e9, 1e9, 0, '{}' FROM jobs WHERE created_at = 1e9;
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30)
+INSERT INTO callbacks (job_id, number, arrived_at, body)
+SELECT job_id, 1, 1e9, hex(zeroblob(500)) FROM jobs, n WHERE created_at = 1e9;
+"""
+
+
+@pytest.fixture
+def own_sqlite() -> str:
+    return Databases("sqlite").migrated()
+
+
+def test_the_time_in_which_the_door_was_shut_is_no_silence(serve: Serve) -> None:
+    server = serve()
+    lives, lost = new_job_id(), new_job_id()
+    for job_id in (lost, lives):
+        server.report(job_id, "provisioning")
+    server.stop()
+    for job_id, seconds in ((lives, 1200), (lost, 2400)):
+        execute(
+            server,
+            f"UPDATE attempts SET heard_at = heard_at - {seconds} WHERE job_id = '{job_id}'",
+            f"UPDATE callbacks SET arrived_at = arrived_at - {seconds} WHERE job_id = '{job_id}'",
+        )
+    server.start()
+    assert server.page(lives)["condition"] == "live"
+    assert server.page(lost)["condition"] == "lost"
+
+
+def execute(server: Server, *statements: str) -> None:
+    engine = create_engine(server.database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_pages_hear_of_what_comes_after_the_newest_rows_were_taken_away(serve: Serve) -> None:
+    server, sibling = (first := serve()), serve(DATABASE_URL=first.database_url)
+    old, newest = new_job_id(), new_job_id()
+    server.report(old, "provisioning")
+    for step in ("provisioning", "vm_created", "ansible_started", "running"):
+        server.report(newest, step)
+    page = server.link(newest)
+    version = server.page(newest)["version"]
+    with closing(server.events(old)) as here, closing(sibling.events(old)) as there:
+        for events in (here, there):
+            events.next()
+        assert server.flask("prune", "--older-than", "0").stdout == "1 jobs pruned\n"
+        assert requests.get(f"{page}/steps?after={version}", timeout=10).status_code == 404
+        execute(server, "DELETE FROM departed", f"UPDATE attempts SET change = 1 WHERE job_id = '{old}'")
+        for told, step in ((server, "vm_created"), (sibling, "ansible_started")):
+            told.report(old, step)
+            newest_version = server.page(old)["version"]
+            for events in (here, there):
+                assert events.next()["id"] == newest_version
+
+
+class Home(Server):
+    """A copy of the code with an `instance/` of its own, as `make run` serves it."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        super().__init__(folder, f"sqlite:///{folder}/instance/milepost.db")
+        self.port, self.url, self.root = port, f"http://127.0.0.1:{port}", folder / "home"
+        self.environ = {name: self.environ[name] for name in ("PATH", "HOME", "DATABASE_URL")} | {
+            "PORT": str(port)
+        }
+        for name in ("webapp", "templates", "static"):
+            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "wsgi.py", self.root)
+
+    def flask(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flask", "--app", "wsgi", *arguments]
+        return subprocess.run(
+            command, cwd=self.root, env=self.environ, check=check, capture_output=True, text=True
+        )
+
+    def secret(self, name: str) -> str:
+        return (self.root / "instance" / name).read_text()
+
+    def start(self, stderr: int | None = None, within: float = 30) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "webapp"],
+                cwd=self.root,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until(self.is_up, within)
+
+    def report_step(self, job_id: str, step: str) -> requests.Response:
+        body = json.dumps({"job_id": job_id, "status": "provisioning", "step": step}).encode()
+        return self.post(body, self.secret("github_callback_secret"))
+
+
+@pytest.mark.one_database
+def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) -> None:
+    port, file = free_port(), tmp_path / "backup.tar.gz"
+    (first, second, third) = (Home(tmp_path / name, port) for name in ("first", "second", "third"))
+    first.start()
+    try:
+        links = [
+            first.report_step(job_id, "vm_created").json()["progress_url"] for job_id in ("kept", "revoked")
+        ]
+        execute(first, "UPDATE jobs SET link = 1 WHERE job_id = 'revoked'")
+        first.flask("backup", str(file))
+        assert file.stat().st_mode & 0o777 == 0o600
+        first.report_step("kept", "ansible_started")
+    finally:
+        first.stop()
+    third.flask("db", "upgrade", check=False)
+    (third.root / "instance").mkdir(exist_ok=True)
+    (third.root / "instance" / "secret_key").write_text("another one that was made")
+    refused = third.flask("restore", str(file), check=False)
+    assert refused.returncode and "secret_key" in refused.stderr and "Traceback" not in refused.stderr
+    second.flask("restore", str(file))
+    second.start()
+    try:
+        assert [requests.get(link, timeout=10).status_code for link in links] == [200, 404]
+        assert second.report_step("kept", "ansible_started").json()["duplicate"] is False
+        assert second.report_step("kept", "vm_created").json()["duplicate"] is True
+        again = second.flask("restore", str(file), check=False)
+        assert again.returncode and "has jobs" in again.stderr
+    finally:
+        second.stop()
+
+
+def test_prune_spares_what_is_under_way_and_the_usual_times(serve: Serve) -> None:
+    server = serve()
+    for _ in range(5):
+        job_id = new_job_id()
+        for step in ("provisioning", "vm_created", "running"):
+            server.report(job_id, step, workflow_run_id=7)
+    live = new_job_id()
+    server.report(live, "provisioning")
+    assert server.flask("prune", "--older-than", "0", "--dry-run").stdout == "5 jobs would be pruned\n"
+    assert server.flask("prune", "--older-than", "0").stdout == "5 jobs pruned\n"
+    assert server.page(live)["condition"] == "live"
+    assert server.api(f"/api/jobs/{job_id}").status_code == 404
+    assert server.api("/api/jobs?run_id=7").json()["jobs"] == []
+    fresh = new_job_id()
+    server.report(fresh, "provisioning")
+    assert server.page(fresh)["expected"]
+
+
+@pytest.mark.one_database
+def test_prune_gives_the_space_back_and_callbacks_go_on_beside_it(serve: Serve, own_sqlite: str) -> None:
+    server = serve(DATABASE_URL=own_sqlite)
+    live, file = new_job_id(), Path(own_sqlite.removeprefix("sqlite:///"))
+    server.report(live, "provisioning")
+    with closing(sqlite3.connect(file)) as other:
+        other.executescript(MANY)
+    full, taken, done = file.stat().st_size, [], Event()
+
+    def report_on() -> None:
+        while not done.is_set():
+            began = time.monotonic()
+            server.report(live, "heartbeat")
+            taken.append(time.monotonic() - began)
+
+    with running_beside(done, Thread(target=report_on)):
+        assert server.flask("prune", "--older-than", "1").stdout == "100 jobs pruned\n"
+    assert len(taken) > 10 and sorted(taken)[len(taken) * 9 // 10] < 0.3  # on a machine that is busy
+    wait_until(lambda: server.report(live, "heartbeat") is False and file.stat().st_size < full / 2)
+
+
+@contextmanager
+def running_beside(done: Event, thread: Thread) -> Iterator[None]:
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

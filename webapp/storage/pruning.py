@@ -1,0 +1,131 @@
+"""Pruning in steps so small that no callback waits for one, and giving the space back."""
+
+import secrets
+from collections.abc import Iterator
+from functools import partial
+from time import monotonic, sleep, time
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
+
+from webapp.rules.forecast import NEWEST
+from webapp.rules.progress import Clock
+from webapp.storage.jobs import current_attempts, is_in
+from webapp.storage.tables import attempts, callbacks, departed, jobs
+from webapp.storage.transaction import DELETED_FOR, Transaction
+from webapp.storage.writer import Writer
+
+STEP = 0.015  # seconds that a transaction should take
+FEWEST, MOST, ROWS = 20, 500, 10  # jobs of one transaction; callbacks for each of them
+KEPT = (
+    "job_id",
+    "number",
+    "opened_at",
+    "pipeline",
+    "definition",
+    "change",
+    "rank",
+    "end",
+    "ended_at",
+    "times",
+)
+# Of what usual times are learnt from, the other columns that may be empty are emptied; and its job id
+# begins so, as no job's can.
+NOBODY = "~"
+FORGOTTEN = {column.name: None for column in attempts.c if column.nullable and column.name not in KEPT}
+
+
+def prunable(until: float, clock: Clock) -> ColumnElement[bool]:
+    """The job is over or lost, and nothing was heard of it since `until`."""
+    last = func.coalesce(attempts.c.ended_at, attempts.c.heard_at, attempts.c.opened_at)
+    return and_(jobs.c.created_at < until, last < until, or_(is_in("over", clock), is_in("lost", clock)))
+
+
+def prune(writer: Writer, which: ColumnElement[bool]) -> Iterator[int]:
+    """Remove such jobs; how many, after each step."""
+    while writer.run(_forget_departed):  # of those that were pruned before, the other processes know
+        sleep(STEP)
+    oldest: dict[str, float] = writer.run(_oldest_learnt_from)
+    size = FEWEST
+    while True:
+        began = monotonic()
+        removed: int | None = writer.run(partial(_step, which=which, size=size, oldest=oldest))
+        took = monotonic() - began
+        if removed is None:
+            break
+        yield removed
+        size = max(size // 2, FEWEST) if took > STEP else min(size * 2, MOST)
+        sleep(max(took, STEP / 2))  # others' turn
+
+
+def _step(
+    transaction: Transaction, which: ColumnElement[bool], size: int, oldest: dict[str, float]
+) -> int | None:
+    """Remove up to `size` jobs, or else some of their callbacks; None once there are no more such jobs."""
+    connection = transaction.connection
+    found = (
+        current_attempts()
+        .with_only_columns(jobs.c.job_id, maintain_column_froms=True)
+        .where(which)
+        .limit(size)
+    )
+    found = found.with_for_update(of=jobs, skip_locked=True)  # a callback may bring it back to life
+    ids = list(connection.execute(found).scalars())
+    if not ids:
+        return None
+    some = select(callbacks.c.id).where(callbacks.c.job_id.in_(ids)).limit(size * ROWS)
+    if connection.execute(delete(callbacks).where(callbacks.c.id.in_(some))).rowcount == size * ROWS:
+        return 0
+    _keep_times(transaction, ids, oldest)
+    transaction.remove(ids)
+    return len(ids)
+
+
+def _oldest_learnt_from(transaction: Transaction) -> dict[str, float]:
+    """When the oldest attempt ended that usual times are learnt from, by pipeline; older ones are let go."""
+    oldest = {}
+    for pipeline in transaction.pipelines:
+        done = (attempts.c.pipeline == pipeline) & (attempts.c.end == "running")
+        ended = select(attempts.c.ended_at).where(done).order_by(attempts.c.ended_at.desc())
+        oldest[pipeline] = transaction.connection.execute(ended.offset(NEWEST - 1).limit(1)).scalar() or 0.0
+        kept = done & (attempts.c.job_id >= NOBODY) & (attempts.c.ended_at < oldest[pipeline])
+        transaction.connection.execute(delete(attempts).where(kept))
+    return oldest
+
+
+def _keep_times(transaction: Transaction, job_ids: list[str], oldest: dict[str, float]) -> None:
+    """Keep what usual times are learnt from, without anything that tells whose they were."""
+    done = select(attempts.c.job_id, attempts.c.number, attempts.c.pipeline, attempts.c.ended_at)
+    done = done.where(attempts.c.job_id.in_(job_ids), attempts.c.end == "running")
+    for row in transaction.connection.execute(done).all():
+        if row.ended_at >= oldest.get(row.pipeline, float("inf")):
+            which = (attempts.c.job_id == row.job_id) & (attempts.c.number == row.number)
+            values: dict[str, Any] = FORGOTTEN | {"job_id": NOBODY + secrets.token_hex(16)}
+            transaction.connection.execute(update(attempts).where(which).values(values))
+
+
+def _forget_departed(transaction: Transaction) -> int:
+    """Of jobs that are gone only revoked links have to be remembered, and deletions for a day."""
+    gone = or_(departed.c.deleted_at.is_(None), departed.c.deleted_at < time() - DELETED_FOR)
+    some = select(departed.c.job_id).where(departed.c.link == 0, gone).limit(MOST)
+    return transaction.connection.execute(delete(departed).where(departed.c.job_id.in_(some))).rowcount
+
+
+def give_back(engine: Engine) -> bool:
+    """Give SQLite's free pages back to the disk, step by step; False for a file that cannot shrink so."""
+    if engine.dialect.name != "sqlite":
+        return True  # PostgreSQL's own autovacuum makes the space usable again
+    with engine.connect().execution_options(writes=True) as connection:
+        ask: Any = connection.connection.cursor()
+        if ask.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
+            return False
+        pages = 100
+        while ask.execute("PRAGMA freelist_count").fetchone()[0]:
+            began = monotonic()
+            with connection.begin():
+                ask.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+            took = monotonic() - began
+            pages = max(pages // 2, 100) if took > STEP else min(pages * 2, 2000)
+            sleep(max(took, STEP / 2))
+        ask.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    return True
