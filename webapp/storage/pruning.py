@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
 
 from webapp.rules.forecast import NEWEST
-from webapp.rules.progress import Clock
+from webapp.rules.silence import Clock
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, callbacks, departed, jobs
 from webapp.storage.transaction import DELETED_FOR, Transaction
