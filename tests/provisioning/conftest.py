@@ -27,8 +27,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.fixture(scope="session")
-def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return Signer(tmp_path_factory.mktemp("gpg"))
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Signer]:
+    signer = Signer(tmp_path_factory.mktemp("gpg"))
+    yield signer
+    signer.close()
 
 
 @pytest.fixture

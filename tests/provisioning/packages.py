@@ -34,6 +34,10 @@ class Signer:
         """The text with its signature, as a repository's InRelease is."""
         return self._gpg("--clear-sign", text=text)
 
+    def close(self) -> None:
+        """End the agent that gpg leaves behind."""
+        subprocess.run(["gpgconf", "--homedir", self.folder, "--kill", "gpg-agent"], check=True)
+
     def _gpg(self, *arguments: str, text: bytes = b"") -> bytes:
         command: list[str | Path] = ["gpg", "--homedir", self.folder, "--batch", "--quiet"]
         done = subprocess.run(

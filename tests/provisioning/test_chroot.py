@@ -161,6 +161,7 @@ def assert_patched(machine: Machine, packages: Packages, signer: Signer) -> None
 
 def assert_another_key_is_refused(machine: Machine, packages: Packages, another: Signer) -> None:
     packages.publish("3.0", another)
+    another.close()
     update = ["apt-get", "update", "-o", "APT::Update::Error-Mode=any"]
     assert packages.url in machine.fails(*update)
     assert "3.0" not in machine.run("apt-cache", "policy", "tailscale")

@@ -1,5 +1,7 @@
 """How a server is ordered and recognised: what Hetzner sells, and what Tailscale allows."""
 
+import hashlib
+
 import pytest
 
 from tests.provisioning.clouds import Clouds
@@ -16,7 +18,7 @@ def taken(end: Ended) -> str:
     ("region", "is_taken"),
     [
         ("", "cx23 in nbg1"),
-        ("US-East", "cpx11 in ash"),
+        ("EU-North", "cx23 in hel1"),
         ("SIN", "cpx11 in sin"),
         ("new1", "cpx11 in new1"),
         ("af-south", "cpx11 in new1"),
@@ -103,10 +105,11 @@ def test_an_oauth_client_may_only_give_what_its_own_tag_owns(steps: Steps, cloud
 
 def test_a_device_is_the_server_by_more_than_its_name(steps: Steps, clouds: Clouds) -> None:
     clouds.tailnet.devices["0"] = {"id": "0", "nodeId": "n0CNTRL"}  # one that says nothing of itself
-    assert steps.create().code == 0
+    name, genuine = f"agent-{hashlib.sha256(b'job-7').hexdigest()[:12]}", clouds.address
+    insiders = clouds.tailnet.add(name, ["100.64.6.66"])
+    assert steps.create().outputs["tailscale_ip"] == genuine
     (device,) = (d for d in clouds.devices.values() if "tags" in d)
-    name, genuine = device["hostname"], clouds.address
-    clouds.tailnet.add(name, ["100.64.6.66"])  # an insider's
+    assert device["hostname"] == name and insiders in clouds.devices.values()
     clouds.tailnet.add(name, ["100.64.6.67"], tags=["tag:agent"])  # of somebody who may give the tag
     clouds.tailnet.add(name, ["100.64.6.68"], tags=["tag:agent"], age=3600)  # older than the server
     again = steps.create()
