@@ -68,7 +68,7 @@ lock: .venv/development ## take the newest versions that fit
 	$(BIN)/uv pip compile --upgrade --generate-hashes --universal --no-header -q pyproject.toml --group dev -o requirements-dev.txt
 	for group in provisioning configuration; do $(BIN)/uv pip compile --generate-hashes --universal --no-header -q --group $$group -c requirements-dev.txt -o .github/provisioning/requirements-$$group.txt; done
 
-browser: .venv/development ## install the browser of the tests where root and apt are at hand
+browser: .venv/development ## install the tests' browser and proxies where root and apt are at hand
 	@$(BIN)/python -m tests.support.browser
 
 .venv/bin/pip:

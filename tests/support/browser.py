@@ -1,6 +1,6 @@
-"""The browser of the tests: Debian's headless shell, or one that is here already.
+"""The browser of the tests, Debian's headless shell or one that is here already, and the proxies.
 
-`python -m tests.support.browser` sees to it.
+`python -m tests.support.browser` sees to them.
 """
 
 import os
@@ -14,6 +14,8 @@ HINT = (
     "The browser tests need Chromium. Install Debian's chromium-headless-shell (apt-get install"
     " chromium-headless-shell), or any chromium or google-chrome that is then on PATH."
 )
+PROXIES = ("nginx", "caddy")
+PATH = os.environ["PATH"] + ":/usr/sbin"  # where nginx is, and not everybody looks
 
 
 def find() -> str | None:
@@ -28,16 +30,21 @@ def launch_options() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Install the browser where root and apt are at hand and there is none; say what to do otherwise."""
-    if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
+    """Install what is missing where root and apt are at hand; say what to do otherwise."""
+    missing = [proxy for proxy in PROXIES if not shutil.which(proxy, path=PATH)]
+    packages = missing + ([] if find() else [NAMES[0], "fonts-dejavu-core"])
+    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
         environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (
             ["apt-get", "update", "-qq"],
-            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", NAMES[0], "fonts-dejavu-core"],
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
         ):
             subprocess.run(command, env=environ, check=False, stdout=subprocess.DEVNULL)
     if not find():
         sys.exit(HINT)
+    for proxy in PROXIES:
+        if not shutil.which(proxy, path=PATH):
+            sys.exit(f"The tests serve through {proxy}, which need not run: apt-get install {proxy}")
 
 
 if __name__ == "__main__":

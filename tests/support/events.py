@@ -9,8 +9,14 @@ import requests
 class Events:
     """A stream, read event by event."""
 
-    def __init__(self, url: str, timeout: float = 30, headers: dict[str, str] | None = None) -> None:
-        self.response = requests.get(url, stream=True, timeout=timeout, headers=headers)
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 30,
+        headers: dict[str, str] | None = None,
+        verify: bool | str = True,
+    ) -> None:
+        self.response = requests.get(url, stream=True, timeout=timeout, headers=headers, verify=verify)
         assert self.response.status_code == 200, self.response.text
         self._lines = self.response.iter_lines(chunk_size=1, decode_unicode=True)
 
