@@ -192,7 +192,7 @@ def test_what_github_refuses_is_told_by_the_job(operator: Operator, at_github: G
 # One job
 
 
-def test_a_job_shows_its_milestones_newest_first_then_heartbeats_its_attempts_and_its_addresses(
+def test_a_job_shows_its_milestones_then_heartbeats_attempts_and_addresses(
     operator: Operator, office: Server, job_id: str
 ) -> None:
     def say(milestone: str, run: int, **fields: object) -> None:
