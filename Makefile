@@ -8,7 +8,7 @@ LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
 WORKERS ?= 4# two for each core: most tests wait
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: help run test check test-provisioning lint $(LINTS) coverage mutations bench screenshots lock browser
+.PHONY: help run test check test-provisioning lint $(LINTS) coverage fuzz mutations bench screenshots lock browser
 .DELETE_ON_ERROR:
 
 run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
@@ -53,6 +53,9 @@ coverage: .venv/development browser ## which lines of webapp the tests run, thos
 	@rm -rf .coverage && mkdir .coverage
 	-$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --dist=worksteal --quiet --database=both
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+fuzz: .venv/development ## whatever hypothesis thinks up is sent to the doors; EXAMPLES=20000 for each
+	EXAMPLES=$(or $(EXAMPLES),20000) $(PYTEST) -m fuzz --hypothesis-profile=long
 
 mutations: .venv/development browser ## break the code on purpose, fault by fault; ONLY=name for one
 	$(BIN)/python -m tests.mutations $(ONLY)

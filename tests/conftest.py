@@ -22,6 +22,9 @@ from tests.support.server import ROOT, Serve, Server, new_job_id
 
 KINDS = {"sqlite": ["sqlite"], "postgresql": ["postgresql"], "both": ["sqlite", "postgresql"]}
 hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no fault
+hypothesis.settings.register_profile(
+    "long", deadline=None, max_examples=int(os.environ.get("EXAMPLES", 20_000))
+)
 hypothesis.settings.load_profile("tests")
 
 
@@ -33,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "one_database: no statement differs here, so --database=both runs it on SQLite alone"
     )
+    config.addinivalue_line("markers", "fuzz: what hypothesis thinks up; make fuzz goes on for longer")
     config.addinivalue_line("markers", "browser: needs a browser (marked by its fixture)")
     config.addinivalue_line("markers", "workflow: runs the workflow by act (marked by its fixture)")
     if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -87,6 +87,9 @@ def main() -> None:
         if tests := sorted({test for fault in chosen if fault.database == database for test in fault.tests}):
             with copy() as root:
                 before = pytest(root, tests, "-n", "4", "--dist=worksteal", f"--database={database}")
+                failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", before.stdout, re.MULTILINE)
+                if failed:  # once more and one by one: the machine may be busy
+                    before = pytest(root, failed, f"--database={database}")
             if before.returncode:
                 sys.exit(f"These tests fail on the code as it is:\n{before.stdout[-2000:]}{before.stderr}")
     with ThreadPoolExecutor(AT_ONCE) as pool:
