@@ -138,6 +138,28 @@ def test_a_client_behind_a_proxy_is_its_address_without_the_port(serve: Serve) -
 # Streams
 
 
+@pytest.mark.parametrize("path", ["/events", "/steps", ""])
+def test_a_callback_does_not_stand_behind_the_watchers_that_came_before(
+    serve: Serve, job_id: str, path: str
+) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    asked = request(urlsplit(server.link(job_id)).path + path)
+    (worker,) = server.workers()
+    with ExitStack() as clients:
+        os.kill(worker, signal.SIGSTOP)  # so that all of them are there when it looks
+        watchers = [clients.enter_context(connect(server, asked)) for _ in range(600)]
+        body = json.dumps({"job_id": job_id, "status": "provisioning", "step": "vm_created"}).encode()
+        whole = head(CALLBACKS, len(body), f"X-Signature: {sign(body)}", "Connection: close") + body
+        late = clients.enter_context(connect(server, whole))
+        os.kill(worker, signal.SIGCONT)
+        assert b" 200 OK" in to_the_end(late)
+        poll = select.poll()
+        for watcher in watchers:
+            poll.register(watcher, select.POLLIN)
+        assert len(poll.poll(0)) < 400
+
+
 def test_streams_leave_connections_for_everything_else(serve: Serve, job_id: str) -> None:
     server = serve()
     server.stop()

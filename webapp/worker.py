@@ -163,6 +163,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
                     reader.drain()
         except (NoMoreData, OSError, gevent.GreenletExit):
             pass  # the connection is closed, by either side
+        except ServiceUnavailable as stopping:  # before it came to the app
+            with suppress(OSError):
+                write_error(client, 503, stopping.name, stopping.description)
         except Exception as error:  # a malformed request; its own words may hold a link's token
             self.handle_error(None, client, address, error)
         finally:
@@ -176,7 +179,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if is_stream and self.connections.is_crowded:
             write_error(client, 503, "Service Unavailable", "too many streams are open")
             raise StopIteration
-        leave = None if is_free else self.gate.enter(is_stream)
+        if not is_free:
+            self.gate.enter(is_stream)
+        is_inside = not is_free
         try:
             response, environ = create(request, client, address, listener, self.cfg)
             environ["wsgi.multithread"] = True
@@ -186,8 +191,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             try:
                 for part in parts:
                     response.write(part)
-                    if leave:  # a stream that has begun makes way
-                        leave = leave()
+                    if is_inside:  # a stream that has begun makes way
+                        is_inside = False
+                        self.gate.leave()
                 response.close()
             except Exception as error:
                 if isinstance(error, OSError) or not response.headers_sent:
@@ -198,8 +204,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 if hasattr(parts, "close"):
                     parts.close()
         finally:
-            if leave:
-                leave()
+            if is_inside:
+                self.gate.leave()
         if response.should_close():
             raise StopIteration
 

@@ -32,6 +32,7 @@ from tests.support.load import (
     workers_of,
 )
 from tests.support.operator import signed_in
+from tests.support.pages import Pages
 from tests.support.postgresql import postgresql
 from tests.support.server import OPERATOR_TOKEN, Server
 from webapp.signing import ShareLinks
@@ -322,6 +323,34 @@ def killed(bench: Bench) -> Figures:
     yield Figure("a worker killed", f"worst of {len(taken)}", max(taken), "s", "<= 3")
 
 
+def restart(bench: Bench) -> Figures:
+    """All pages come back after a restart, streams and polls; callbacks and /healthz meanwhile."""
+    for workers in (1, 2):
+        yield from _restart(bench, workers, "<= 7" if workers == 1 else "<= 4")
+
+
+def _restart(bench: Bench, workers: int, goal: str) -> Figures:
+    with bench.milepost(workers=workers) as milepost:
+        names = milepost.jobs(bench.watchers)
+        pages = Pages(milepost.port, [milepost.path(name) for name in names])
+        pages.open()
+        pages.forget()
+        milepost.stop()
+        milepost.start(wait=False)
+        pages.ask(names[0])
+        pages.turn_until(lambda: bool(pages.asked["healthz"]), 60)
+        start = time.monotonic()
+        pages.turn_until(lambda: pages.back == len(names), 120)
+        taken = time.monotonic() - start
+        pages.close()
+    measure = f"restart, {_number_of(workers)}"
+    yield Figure(measure, f"the last of {len(names)} streams is back", taken, "s", goal)
+    for name, times in pages.asked.items():
+        yield Figure(measure, f"{name}: p50", quantile(times, 0.5) * 1000, "ms")
+        yield Figure(measure, f"{name}: p99", quantile(times, 0.99) * 1000, "ms", "<= 1000")
+        yield Figure(measure, f"{name}: worst of {len(times)}", max(times) * 1000, "ms", "<= 2000")
+
+
 def grown(bench: Bench) -> Figures:
     """A large database beside an empty one: medians of requests in turn."""
     for database in ("sqlite", "postgresql"):
@@ -362,5 +391,6 @@ MEASURES: dict[str, Callable[[Bench], Figures]] = {
     "watchers": watchers,
     "sustained": sustained,
     "killed": killed,
+    "restart": restart,
     "growth": grown,
 }

@@ -98,7 +98,7 @@ class Server:
             done.check_returncode()
         return done
 
-    def start(self, stderr: int | None = None, within: float = 30) -> None:
+    def start(self, stderr: int | None = None, within: float = 30, wait: bool = True) -> None:
         """Start it, its log in a file or, where given, on that descriptor."""
         arguments = ["-c", self.config, self.app]
         if self._preloaded and self.root == ROOT and stderr is None and not self.limits:
@@ -113,7 +113,8 @@ class Server:
                     stderr=log if stderr is None else stderr,
                     start_new_session=True,
                 )
-        wait_until(self.is_up, within)
+        if wait:
+            wait_until(self.is_up, within)
 
     def is_up(self) -> bool:
         try:
