@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, time
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
+from tests.support.operator import signed_in
 from tests.support.server import Serve, Server, wait_until
 from tests.support.webhook import Webhook, webhook
 
@@ -191,3 +193,27 @@ def test_an_address_that_nobody_can_read_stops_the_start_without_a_secret(server
         assert "a-secret" not in said.stdout + said.stderr
     finally:
         server.environ = environ
+
+
+def test_after_an_hour_of_tries_it_is_given_up_logged_and_shown_on_the_job(
+    serve: Serve, hook: Webhook, job_id: str
+) -> None:
+    hook.is_away = True
+    server = serve(NOTIFY_URLS=hook.url)
+    server.report(job_id, "failed")
+    wait_until(lambda: lines(server, "not notified"))
+    url = make_url(server.database_url)
+    engine = create_engine(
+        url if url.get_backend_name() == "sqlite" else url.set(drivername="postgresql+psycopg")
+    )
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE notifications SET tries = 8, due_at = 1"))  # as an hour later
+    engine.dispose()
+    [line] = wait_until(lambda: [each for each in lines(server, "not notified") if each["given_up"]])
+    assert line["job"] == job_id
+    assert settled(server)
+    hook.is_away = False
+    page = signed_in(server).see(f"/jobs/{job_id}")
+    assert "<b>given up</b>" in page
+    assert "503" in page
+    assert hook.told == []

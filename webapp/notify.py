@@ -20,6 +20,7 @@ from webapp.storage.transaction import Transaction
 
 MOST_OFTEN = 5.0  # seconds between two looks
 GATHER_FOR = 1.0  # seconds in which what happens together is gathered
+LONGEST_SENDING = 31.0  # seconds for one service
 MOST_NAMED = 30  # jobs in one message
 TITLES = {
     "done": "Done",
@@ -87,7 +88,7 @@ def _send_due(ours: Parts) -> None:
 
 def _next(ours: Parts, transaction: Transaction) -> tuple[Sequence[Row[Any]], str, str] | None:
     """What is sent next: its rows, its title, its text."""
-    rows = claim(transaction, time())
+    rows = claim(transaction, time(), LONGEST_SENDING * (len(ours.settings.notify_urls) + 1))
     views = [ours.views.find(transaction.connection, row.job_id, row.number) for row in rows[:MOST_NAMED]]
     named = [(TITLES[row.event], view) for row, view in zip(rows, views, strict=False) if view]
     if len(rows) == 1:

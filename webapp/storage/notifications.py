@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 PAUSES = (5, 15, 40, 120, 300, 720, 1200, 1200)  # seconds after each try: an hour in all
 MINUTE, PER_MINUTE, AT_ONCE = 60.0, 10, 500
-BUSY_FOR = 120.0  # seconds for one message, longer than the slowest can take
 KEY = (notifications.c.job_id, notifications.c.number, notifications.c.event)
 
 
@@ -52,8 +51,11 @@ def note_silence(transaction: "Transaction", clock: Clock) -> None:
             _set_mark(transaction, name, until)
 
 
-def claim(transaction: "Transaction", now: float) -> Sequence[Row[Any]]:
-    """Rows that are due and go as one message; none while another process sends, or a full minute passes."""
+def claim(transaction: "Transaction", now: float, busy_for: float) -> Sequence[Row[Any]]:
+    """Rows that are due and go as one message; none while another process sends, or a full minute passes.
+
+    Until they are settled nobody else sends, for `busy_for` seconds at most.
+    """
     connection = transaction.connection
     if _mark(transaction, "notifying", 0) > now:
         return []
@@ -68,17 +70,18 @@ def claim(transaction: "Transaction", now: float) -> Sequence[Row[Any]]:
     else:
         rows = rows[:1]
     for row in rows:
-        pause = PAUSES[row.tries] if row.tries < len(PAUSES) else None
-        _update(connection, [row], tries=row.tries + 1, due_at=pause and now + pause)
+        _update(connection, row, tries=row.tries + 1, due_at=now + busy_for)
     if rows:
-        _set_mark(transaction, "notifying", now + BUSY_FOR)
+        _set_mark(transaction, "notifying", now + busy_for)
     return rows
 
 
 def settle(transaction: "Transaction", rows: Sequence[Row[Any]], now: float, problem: str | None) -> None:
     """Sent, or with a problem: then it is tried again, unless this was the last time."""
-    outcome = {"problem": problem} if problem else {"problem": None, "due_at": None, "sent_at": now}
-    _update(transaction.connection, rows, **outcome)
+    for row in rows:
+        pause = PAUSES[row.tries] if problem and row.tries < len(PAUSES) else None
+        sent_at, due_at = None if problem else now, pause and now + pause
+        _update(transaction.connection, row, problem=problem, sent_at=sent_at, due_at=due_at)
     _set_mark(transaction, "notifying", 0)
 
 
@@ -88,9 +91,9 @@ def notifications_of(connection: Connection, job_id: str) -> Sequence[Row[Any]]:
     return connection.execute(which.order_by(notifications.c.happened_at)).all()
 
 
-def _update(connection: Connection, rows: Sequence[Row[Any]], **values: object) -> None:
-    keys = [(row.job_id, row.number, row.event) for row in rows]
-    connection.execute(update(notifications).where(tuple_(*KEY).in_(keys)).values(values))
+def _update(connection: Connection, row: Row[Any], **values: object) -> None:
+    which = [column == getattr(row, column.name) for column in KEY]
+    connection.execute(update(notifications).where(*which).values(values))
 
 
 def _mark(transaction: "Transaction", name: str, first: float) -> float:
