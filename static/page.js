@@ -1,116 +1,322 @@
-// The progress page: times tick here, by the server's clock; what is shown comes from the server alone.
-document.getElementById("live") && (() => {
-  const $ = id => document.getElementById(id), show = (id, yes) => $(id).hidden = !yes
-  const live = $("live"), icon = $("icon"), bell = $("bell"), said = $("said"), clock = new Intl.DateTimeFormat([], {timeStyle: "short"})
-  const data = () => $("steps").dataset, over = () => data().condition == "over", headline = () => $("now").textContent
-  const locks = navigator.locks ?? {request: async (name, options, use) => use(1)}
-  const canNotify = window.Notification && Notification.permission != "denied" && !/Android/.test(navigator.userAgent)
-  const opened = {}
+// The progress page: what is shown comes from the server alone. Here times tick, and the connection is kept.
+(() => {
+  const live = document.getElementById("live")
+  if (!live?.dataset.stream) return // an earlier attempt, of which nothing more comes
+  const SECOND = 1000
+  const FIRST_EVENT_WITHIN = 3 * SECOND // of an open stream: the server sends the state at once
+  const LATE = 8 * SECOND // a sign of life that is older when it arrives was held back
+  const SILENT_FOR = 90 * SECOND // of a stream; the workflow reports every minute
+  const POLL = {over: 60 * SECOND, hidden: 20 * SECOND, shown: 4 * SECOND, offline: 4 * SECOND}
+  const $ = id => document.getElementById(id)
+  const shown = () => $("steps").dataset
+  const isOver = () => shown().condition == "over"
+  const spread = (from, to) => Date.now() + from + Math.random() * (to - from) // thousands come back at once
 
-  // How far the server's clock is ahead of this machine's, in ms; that one may be wrong by hours.
-  const sent = performance.getEntriesByType("navigation")[0]?.responseStart
-  let ahead = live.dataset.now * 1000 - Date.now() + (performance.now() - sent || 0)
-  let source, heard, turn, asked = Date.now(), ticked = asked, down, gone, wanted, told = headline()
+  // In a frame with sandbox="allow-scripts" a page may load nothing. It goes on reloading itself.
+  const isSandboxed = self.origin == "null"
+  const turns = isSandboxed ? null : streamTurns(() => setTimeout(connect, Math.random() * SECOND))
+  const state = {
+    source: null, // the stream, open or on its way
+    heard: 0, // how many events that stream has brought
+    verifyAt: Infinity, // when to ask whether that stream tells all
+    asksForTurn: false,
+    failures: 0, // of streams, in a row
+    link: "", // "": connected; "offline"; "gone": the link was revoked
+    provenAt: Date.now(), // when the connection last worked
+    connectAt: Date.now(),
+    pollAt: Date.now() + POLL.shown,
+    tickedAt: Date.now(),
+    ahead: 0, // ms by which the server's clock is ahead of this machine's, which may be wrong by hours
+    spoken: shown().spoken,
+  }
+  const serverNow = () => Date.now() + state.ahead
+  const streams = () => state.source?.readyState == 1 && state.heard
 
-  const words = s => (s = Math.max(0, Math.floor(s))) < 60 ? `${s} s` : s >= 3600 ? `${s / 3600 | 0} h ${s / 60 % 60 | 0} min`
-    : `${s / 60 | 0} min` + (s % 60 ? ` ${s % 60} s` : "")
-  const roughly = s => s < 90 ? Math.max(Math.round(s / 10), 1) * 10 + " s" : words(Math.round(s / 60) * 60)
+  // ---- Times -------------------------------------------------------------------------------------------
 
-  function tick() {
-    const since = t => (Date.now() + ahead - Date.parse(t)) / 1000, bar = $("bar")
-    for (const time of live.querySelectorAll("[data-since]")) time.textContent = words(since(time.dateTime))
-    if (!bar.dataset.pace) return
-    const [from, to, median, most, rest] = bar.dataset.pace.split(" ").map(Number), t = Math.max(since(bar.dataset.from), 0)
-    if (median) bar.value = Math.max(bar.value, from + (to - from) * Math.min(1, t / median))
-    $("left").textContent = t > most ? "longer than usual"
-      : t > median ? `up to ${roughly(rest + most - t)} left` : `about ${roughly(rest + median - t)} left`
+  // As duration() in webapp/page/words.py says it.
+  function duration(seconds) {
+    const whole = Math.max(0, Math.floor(seconds))
+    for (const [unit, size, smaller, part] of [["d", 86400, "h", 3600], ["h", 3600, "min", 60], ["min", 60, "s", 1]]) {
+      if (whole < size) continue
+      const rest = Math.floor(whole % size / part)
+      return `${Math.floor(whole / size)} ${unit}` + (rest ? ` ${rest} ${smaller}` : "")
+    }
+    return `${whole} s`
   }
 
-  // HTTP/1.1 allows six connections: a hidden tab gives its stream back, and four are open at most.
-  function disconnect() {
-    turn?.abort()
-    source?.close()
-    heard = 0
-    live.removeAttribute("sse-connect")
-    htmx.process(live)
-  }
-  async function connect() {
-    disconnect()
-    const {signal} = turn = new AbortController()
-    for (let n = 0; n < 5 && !(signal.aborted || document.hidden || over() || gone); n++)
-      await locks.request("stream " + n % 4, n < 4 ? {ifAvailable: true} : {signal}, lock => lock && !signal.aborted && new Promise(done => {
-        signal.onabort = done
-        live.setAttribute("sse-connect", live.dataset.stream)
-        htmx.process(live)
-      })).catch(() => {})
-  }
-  htmx.createEventSource = url => {
-    source?.close() // one at a time, however many retries are under way
-    return source = new EventSource(url)
-  }
-  const streams = () => heard && source.readyState == 1
-  const patience = () => down ? 4 : over() ? 60 : document.hidden ? 20 : streams() ? 90 : 4
-
-  function poll() {
-    asked = Date.now() + Math.random() * 2000
-    htmx.ajax("GET", `${live.dataset.steps}?after=${data().version}`, {source: live}).catch(() => {})
-  }
-  function wake() {
-    connect()
-    poll()
+  // Brings all that depends on the clock up to date; without a connection nothing is claimed to go on.
+  function tick(root) {
+    const now = serverNow(), passed = moment => now > Date.parse(moment)
+    for (const time of root.querySelectorAll("[data-clock]")) setText(time, clockTime(time.dateTime, now))
+    for (const time of root.querySelectorAll("[data-since]")) {
+      const word = time.dataset.since, at = clockTime(time.dateTime, now)
+      const lasts = duration((now - Date.parse(time.dateTime)) / SECOND)
+      if (state.link) setText(time, `${word == "ago" ? "at" : "since"} ${at}`)
+      else setText(time, word == "ago" ? `${lasts} ago` : `${word} ${lasts}`.trim())
+    }
+    for (const late of root.querySelectorAll("[data-after]")) late.hidden = !passed(late.dataset.after)
+    for (const early of root.querySelectorAll("[data-until]")) early.hidden = passed(early.dataset.until)
+    const bar = root.querySelector("#bar"), {low, high, start, end} = bar.dataset
+    if (!start || state.link) return
+    const part = (now - Date.parse(start)) / (Date.parse(end) - Date.parse(start))
+    bar.value = +low + (high - low) * Math.min(1, Math.max(0, part))
   }
 
-  live.addEventListener("htmx:sseBeforeMessage", e => {
-    heard = 1
-    asked = Date.now()
-    if (e.detail.lastEventId == data().version) e.preventDefault()
-  })
-  live.addEventListener("htmx:sseError", () => Date.now() - asked > 1000 && poll())
-  live.addEventListener("htmx:beforeSwap", e => {
-    const newer = !e.detail.serverResponse.includes(`data-version="${data().version}"`)
-    e.detail.shouldSwap &&= newer
-    if (newer && streams()) connect() // that stream should have said so
-  })
-  live.addEventListener("htmx:afterRequest", ({detail: {xhr}}) => {
-    const ok = xhr.status == 200 || xhr.status == 204, drift = Date.parse(xhr.getResponseHeader("Date")) - Date.now(), was = down || gone
-    if (ok && Math.abs(drift - ahead) > 2000) ahead = drift
-    gone = xhr.status == 404
-    if (!ok && !down) $("since").textContent = clock.format(Date.now() + ahead)
-    down = !ok
-    show("gone", gone)
-    show("offline", down && !gone)
-    if (gone) disconnect()
-    if (ok && was) connect()
-    if (!was != ok) said.textContent = ok ? "Connected again. " + headline() : $(gone ? "gone" : "offline").textContent
+  // ---- What is shown -----------------------------------------------------------------------------------
+
+  // Makes `old` what `next` is and keeps every node that can stay: what is selected, focused, opened or
+  // pressed stays so. (htmx 4 does this itself; no package carries a release of it yet.)
+  function morph(old, next) {
+    if (old.nodeName != next.nodeName || old.id != next.id) return old.replaceWith(next)
+    if (old.nodeType != Node.ELEMENT_NODE) {
+      if (old.data != next.data) old.data = next.data
+      return
+    }
+    for (const {name} of [...old.attributes])
+      if (!next.hasAttribute(name) && !(name == "open" && old.id)) old.removeAttribute(name) // the reader opened it
+    for (const {name, value} of next.attributes)
+      if (old.getAttribute(name) != value) old.setAttribute(name, value)
+    const kept = [...next.childNodes].map(child => [child, null])
+    let from = old.firstChild
+    for (const pair of kept) {
+      let same = from
+      while (same && !isSame(same, pair[0])) same = same.nextSibling
+      if (same) [pair[1], from] = [same, same.nextSibling]
+    }
+    for (const child of [...old.childNodes]) if (!kept.some(pair => pair[1] == child)) child.remove()
+    let place = old.firstChild
+    for (const [child, same] of kept) {
+      if (!same) old.insertBefore(child, place)
+      else {
+        place = same.nextSibling
+        morph(same, child)
+      }
+    }
+  }
+  const isSame = (a, b) => a.nodeName == b.nodeName && a.id == b.id
+
+  htmx.defineExtension("morph", {
+    handleSwap(style, target, fragment) {
+      const next = fragment.querySelector("#steps")
+      if (next) {
+        tick(next)
+        morph($("steps"), next)
+        changed()
+      }
+      return []
+    },
   })
 
   function changed() {
-    const {title, icon: sign} = data(), text = headline()
-    document.title = title
-    icon.setAttribute("href", icon.getAttribute("href").replace(/(%23)\w+(.*fff'%3E).(%3C)/, `$1${sign.replace(" ", "$$2")}$3`))
-    for (const id in opened) if ($(id)) $(id).open = opened[id]
-    tick()
-    show("bell", canNotify && !over())
-    if (text == told) return
-    said.textContent = told = text
-    if (over() && wanted) new Notification(title, {body: text})
-    if (over()) bell.ariaPressed = wanted = false
-    else if (!streams()) connect()
+    const {title, icon, spoken} = shown()
+    if (!state.link) document.title = title
+    if ($("icon").getAttribute("href") != icon) $("icon").href = icon
+    $("bell").hidden = !canNotify || isOver()
+    if (spoken == state.spoken) return
+    $("said").textContent = state.spoken = spoken
+    if (isOver()) {
+      if (bellIsOn()) new Notification(title, {body: spoken})
+      setBell(false)
+    } else if (!streams()) connect()
   }
-  new MutationObserver(changed).observe(live, {childList: true})
 
-  live.addEventListener("toggle", e => opened[e.target.id] = e.target.open, true)
-  bell.addEventListener("click", async () => {
-    bell.ariaPressed = wanted = !wanted && await Notification.requestPermission() == "granted"
+  function setSignal(moment) {
+    if (!moment || isOver()) return
+    if (!$("signal")) {
+      const time = Object.assign(document.createElement("time"), {id: "signal"})
+      time.dataset.since = "ago"
+      $("update").replaceChildren("Last update ", time)
+    }
+    $("signal").dateTime = moment
+    $("unheard")?.remove()
+    tick(live)
+  }
+
+  // ---- The connection ----------------------------------------------------------------------------------
+
+  function setLink(link) {
+    if (link == state.link) return
+    const was = state.link
+    state.link = live.dataset.link = link
+    if (!link) delete live.dataset.link
+    for (const time of live.querySelectorAll("[data-known]")) {
+      time.dateTime = new Date(state.provenAt + state.ahead).toISOString()
+      time.textContent = clockTime(time.dateTime, serverNow())
+    }
+    for (const last of live.querySelectorAll("[data-last]")) last.textContent = $("now").textContent
+    const heading = link && $(link).querySelector("h2").textContent
+    document.title = link ? `${link == "gone" ? "Link no longer works" : "No connection"} · ${$("name").textContent}` : shown().title
+    $("said").textContent = link ? heading : was && `Connected again. ${shown().spoken}`
+    tick(live)
+  }
+
+  function proven() {
+    state.provenAt = Date.now()
+    setLink("")
+  }
+
+  async function connect() {
+    if (state.source || state.asksForTurn || isSandboxed) return
+    const wanted = () => !document.hidden && !isOver() && state.link != "gone"
+    if (!wanted()) return
+    state.asksForTurn = true
+    const hasTurn = await turns.take()
+    state.asksForTurn = false
+    state.connectAt = spread(20 * SECOND, 40 * SECOND)
+    if (!hasTurn) return
+    if (!wanted()) return turns.giveBack()
+    state.pollAt = Date.now() + 10 * SECOND // time for the stream to open
+    live.setAttribute("sse-connect", live.dataset.stream)
+    htmx.process(live)
+  }
+
+  function disconnect() {
+    state.source?.close()
+    state.source = null
+    state.heard = 0
+    state.verifyAt = Infinity
+    turns?.giveBack()
+    live.removeAttribute("sse-connect")
+    htmx.process(live)
+  }
+
+  htmx.createEventSource = url => {
+    const source = state.source = new EventSource(url)
+    source.addEventListener("open", () => {
+      proven()
+      setTimeout(() => source == state.source && !state.heard && giveUpStream(), FIRST_EVENT_WITHIN)
+    })
+    source.addEventListener("steps", () => hear(source))
+    source.addEventListener("alive", ({data}) => {
+      hear(source)
+      if (serverNow() - Date.parse(data) > LATE) giveUpStream()
+      setSignal(data)
+    })
+    source.addEventListener("error", event => {
+      event.stopImmediatePropagation() // or htmx's extension, too, would connect again
+      if (source == state.source) streamFailed()
+    })
+    return source
+  }
+
+  function hear(source) {
+    if (source != state.source) return
+    if (!state.heard++) state.verifyAt = spread(3 * SECOND, 5 * SECOND)
+    state.failures = 0
+    state.pollAt = Date.now() + SILENT_FOR
+    proven()
+  }
+
+  // Comes back spread out. A stream that had worked is tried again first; one that never opened is asked
+  // why, since an EventSource does not tell its status.
+  function streamFailed() {
+    const worked = state.heard, pause = Math.min(2 ** state.failures++, 32) * SECOND
+    disconnect()
+    state.connectAt = spread(pause / 2, pause * 2)
+    state.pollAt = worked ? spread(4 * SECOND, 6 * SECOND) : spread(0, SECOND)
+  }
+
+  // An answer knew more than the stream has told: it may be on its way still.
+  function doubt() {
+    const {source, heard} = state
+    setTimeout(() => source == state.source && heard == state.heard && giveUpStream(), 2 * SECOND)
+  }
+
+  // Some proxies keep the last block of a stream until the next fills it: then asking is faster.
+  function giveUpStream() {
+    disconnect()
+    state.connectAt = spread(60 * SECOND, 120 * SECOND)
+    state.pollAt = Date.now()
+  }
+
+  function poll() {
+    state.verifyAt = Infinity
+    state.pollAt = spread(0, SECOND) + (state.link ? POLL.offline : isOver() ? POLL.over : document.hidden ? POLL.hidden : POLL.shown)
+    htmx.ajax("GET", `${live.dataset.steps}?after=${shown().version}`, {source: live}).catch(() => {})
+  }
+
+  const isOurs = xhr => (xhr.status == 200 || xhr.status == 204) && xhr.getResponseHeader("Version")
+
+  // A stream is newer than any answer, so nothing is shown over what it brought.
+  live.addEventListener("htmx:beforeSwap", ({detail}) => {
+    detail.shouldSwap &&= Boolean(isOurs(detail.xhr)) && state.source?.readyState != 1
   })
+  live.addEventListener("htmx:afterRequest", ({detail: {xhr}}) => {
+    if (xhr.status == 404) {
+      disconnect()
+      return setLink("gone")
+    }
+    if (!isOurs(xhr)) return setLink("offline")
+    const ahead = Date.parse(xhr.getResponseHeader("Date")) - Date.now()
+    if (Math.abs(ahead - state.ahead) > 2 * SECOND) state.ahead = ahead
+    const wasOffline = state.link
+    proven()
+    if (wasOffline) state.connectAt = 0
+    const signal = $("signal")?.dateTime
+    if (streams() && (xhr.status == 200 || xhr.getResponseHeader("Last-Signal") > (signal ?? ""))) doubt()
+    setSignal(xhr.getResponseHeader("Last-Signal"))
+  })
+  live.addEventListener("htmx:sseClose", ({detail}) => detail.type == "message" && disconnect())
+
+  // After sleep a stream may look open and be dead, so it is opened anew.
+  function wake() {
+    if (document.hidden || isSandboxed) return
+    if (state.link) return poll()
+    disconnect()
+    connect()
+    state.pollAt = Date.now() + FIRST_EVENT_WITHIN
+  }
   document.addEventListener("visibilitychange", () => document.hidden ? disconnect() : wake())
-  for (const name of ["online", "offline", "pageshow"]) addEventListener(name, wake)
-  setInterval(() => {
-    const now = Date.now(), slept = Math.abs(now - ticked) > 10000
-    ticked = now
-    tick()
-    if (slept) wake()
-    else if (Math.abs(now - asked) > patience() * 1000) poll()
-  }, 1000)
+  addEventListener("pageshow", ({persisted}) => persisted && wake())
+  addEventListener("online", wake)
+  addEventListener("offline", () => isSandboxed || poll())
+
+  function everySecond() {
+    const now = Date.now(), slept = Math.abs(now - state.tickedAt) > 10 * SECOND
+    state.tickedAt = now
+    tick(live)
+    if (isSandboxed || state.link == "gone") return
+    if (slept) {
+      wake()
+      return poll() // which also tells the server's time, should this machine's clock have been set
+    }
+    if (now > state.connectAt && !state.link) connect()
+    if (now > Math.min(state.pollAt, state.verifyAt)) poll()
+  }
+
+  // ---- Notification at the end -------------------------------------------------------------------------
+
+  // Chrome on Android has the class and refuses its constructor.
+  const canNotify = "Notification" in window && !isSandboxed && !/Android/.test(navigator.userAgent)
+  const bellKey = `notify ${location.pathname}`
+  const bellIsOn = () => $("bell").getAttribute("aria-pressed") == "true"
+  function setBell(on) {
+    $("bell").setAttribute("aria-pressed", on)
+    if (canNotify) on ? sessionStorage.setItem(bellKey, "yes") : sessionStorage.removeItem(bellKey)
+  }
+  $("bell").addEventListener("click", async () => {
+    const granted = !bellIsOn() && await Notification.requestPermission()
+    $("blocked").hidden = granted != "denied"
+    setBell(granted == "granted")
+  })
+
+  // ---- The start ---------------------------------------------------------------------------------------
+
+  function start() {
+    if (!isSandboxed && $("reload")) {
+      stop() // cancels the reload that is meant for a page whose script did not start
+      $("reload").remove()
+    }
+    connect()
+  }
+  const loaded = performance.getEntriesByType("navigation")[0]?.responseStart
+  state.ahead = live.dataset.now * SECOND - Date.now() + (performance.now() - loaded || 0)
+  $("unstarted")?.remove()
+  if (canNotify && sessionStorage.getItem(bellKey) && Notification.permission == "granted") setBell(true)
+  tick(live)
   changed()
+  setInterval(everySecond, SECOND)
+  // The reload's clock starts after this event, so only then can it be stopped.
+  document.readyState == "complete" ? start() : addEventListener("load", () => setTimeout(start))
 })()

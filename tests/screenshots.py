@@ -4,14 +4,15 @@ They go into .screenshots/; all at once also the README's picture is taken anew.
 """
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Literal
 
+from gevent.pywsgi import WSGIServer
 from playwright.sync_api import Page, sync_playwright
-from werkzeug.serving import make_server
 
 from tests.support.browser import launch_options
 from tests.support.gallery import STATES, create_app
@@ -23,18 +24,26 @@ SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 
 
 @contextmanager
-def served() -> Iterator[str]:
-    """The address of a gallery."""
-    server = make_server("127.0.0.1", 0, create_app(), threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def served(embedder: str = "") -> Iterator[str]:
+    """The address of a gallery, whose pages this origin may frame."""
+    started: Queue[WSGIServer] = Queue()
+
+    def run() -> None:  # gevent, as in production: its log knows no threads
+        server = WSGIServer(("127.0.0.1", 0), create_app(embedder), log=None)
+        server.start()
+        started.put(server)
+        server.serve_forever()
+
+    Thread(target=run, daemon=True).start()
+    server = started.get(timeout=30)
     yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    server.loop.run_callback_threadsafe(server.stop)
 
 
 def show(page: Page, url: str, state: str) -> None:
     """Open a state, as it looks once its script has run."""
     page.goto(f"{url}/p/{state}")
-    if banner := {"offline": "#offline", "gone": "#gone"}.get(state):
+    if banner := {"offline": "#offline", "login-page": "#offline", "gone": "#gone"}.get(state):
         page.locator(banner).wait_for()
 
 

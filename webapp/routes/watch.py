@@ -44,6 +44,7 @@ def steps(token: str) -> Response:
     response = Response(status=204)
     if request.args.get("after") != view.version:
         response = Response(render_template("_steps.html", view=view))
+    response.headers["Version"] = view.version  # without it an answer is somebody else's, as a login page
     if signal := iso(view.attempt.last_signal_at):
         response.headers["Last-Signal"] = signal
     return response
