@@ -42,6 +42,9 @@ lint-workflows:
 	@$(BIN)/actionlint -shellcheck=$(BIN)/shellcheck .github/workflows/*.yml $(EXAMPLES)
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml $(EXAMPLES)
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec .github/deploy/compose.yml
 
 lint-provisioning:
 	@PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint -q --offline --profile=production .github/provisioning

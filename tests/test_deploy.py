@@ -157,9 +157,7 @@ def settings(text: str) -> dict[str, str]:
     return {name: value or "" for name, value in dotenv_values(stream=StringIO(text)).items()}
 
 
-def test_the_compose_file_holds_to_its_schema_and_to_the_containers_steps() -> None:
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    subprocess.run([*command, str(DEPLOY / "compose.yml")], check=True, capture_output=True)
+def test_the_compose_files_settings_are_settings() -> None:
     services = yaml.safe_load((DEPLOY / "compose.yml").read_text())["services"]
     for service in ("pages", "machines", "upgrade"):
         assert services[service]["environment"].keys() <= NAMES
