@@ -8,7 +8,7 @@ LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
 WORKERS ?= 4# two for each core: most tests wait
 PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: help run test check test-provisioning lint $(LINTS) coverage fuzz mutations bench screenshots lock browser
+.PHONY: help run test check test-provisioning lint $(LINTS) coverage fuzz mutations torture bench screenshots lock browser
 .DELETE_ON_ERROR:
 
 run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
@@ -62,6 +62,9 @@ fuzz: .venv/development ## whatever hypothesis thinks up is sent to the doors; E
 
 mutations: .venv/development browser ## break the code on purpose, fault by fault; ONLY=name for one
 	$(BIN)/python -m tests.mutations $(ONLY)
+
+torture: .venv/development ## kills, restarts and want of memory under load, for a minute each
+	TORTURE=60 $(PYTEST) --database=both tests/test_torture.py
 
 bench: .venv/development ## measure; SCALE=0.1 for a small run
 	$(BIN)/python -m tests.bench --scale $(or $(SCALE),1)

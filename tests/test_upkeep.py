@@ -15,9 +15,8 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
-from tests.conftest import Serve
 from tests.support.databases import Databases
-from tests.support.server import ROOT, Server, free_port, new_job_id, wait_until
+from tests.support.server import ROOT, Serve, Server, free_port, new_job_id, wait_until
 
 MANY = """
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
@@ -104,7 +103,7 @@ class Home(Server):
     def secret(self, name: str) -> str:
         return (self.root / "instance" / name).read_text()
 
-    def start(self, stderr: int | None = None, within: float = 30) -> None:
+    def start(self, stderr: int | None = None, within: float = 30, wait: bool = True) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "webapp"],

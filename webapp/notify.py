@@ -15,6 +15,7 @@ from webapp.page.view import View
 from webapp.page.words import headline, moment, report
 from webapp.parts import Parts
 from webapp.rules.events import Transition
+from webapp.storage.database import reason
 from webapp.storage.notifications import PAUSES, claim, note_silence, settle
 from webapp.storage.transaction import Transaction
 
@@ -54,7 +55,7 @@ def _for_ever(wait: Callable[[], object], act: Callable[[], object]) -> None:
         try:
             act()
         except SQLAlchemyError as error:
-            logs.event("the database did not take what should be told", cause=type(error).__name__)
+            logs.event("the database did not take what should be told", cause=reason(error))
         except Exception:  # whatever it was, a greenlet that ended would tell nothing more
             logs.log.exception("telling failed")
 

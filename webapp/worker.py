@@ -161,7 +161,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             if parser.mesg and parser.mesg.must_close:
                 with suppress(OSError):
                     reader.drain()
-        except (NoMoreData, OSError, gevent.GreenletExit):
+        except (NoMoreData, OSError, gevent.GreenletExit, MemoryError):
             pass  # the connection is closed, by either side
         except ServiceUnavailable as stopping:  # before it came to the app
             with suppress(OSError):
@@ -219,6 +219,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             try:
                 data = body.read(largest + 1)
+            except MemoryError:  # which is no fault of the sender's
+                raise
             except Exception:  # broken off, badly chunked, or too slow
                 data, error = b"", BadRequest("the body did not arrive whole")
             else:

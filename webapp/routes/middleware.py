@@ -96,6 +96,7 @@ def set_up(app: Flask, settings: Settings) -> None:
 
     app.register_error_handler(HTTPException, say)
     app.register_error_handler(SQLAlchemyError, unavailable)
+    app.register_error_handler(MemoryError, unavailable)
     app.add_url_rule("/healthz", view_func=healthz)
 
 
@@ -134,10 +135,11 @@ def say(error: HTTPException) -> Response:
     return response
 
 
-def unavailable(error: SQLAlchemyError) -> Response:
-    """The database cannot answer now; whoever asked may try again."""
-    log.error("the database is not available: %s", reason(error))
-    response = say(HTTPException("the database cannot answer now"))
+def unavailable(error: SQLAlchemyError | MemoryError) -> Response:
+    """The database cannot answer now, or there is no memory; whoever asked may try again."""
+    what = "memory" if isinstance(error, MemoryError) else "the database"
+    log.error("%s is not available: %s", what, reason(error))
+    response = say(HTTPException(f"{what} is not available now"))
     response.status_code = 503
     response.headers["Retry-After"] = "5"
     return response

@@ -5,6 +5,7 @@ differs from the one that a page shows is a change, and every watched job is com
 """
 
 import logging
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from time import monotonic, time
 from typing import Any, Protocol
@@ -75,7 +76,11 @@ class Siblings:
             yield self._begin()
             while self._watched:
                 gevent.sleep(ASK_EVERY if monotonic() < last + AT_REST_AFTER else ASK_AT_REST)
-                now = ask.execute("PRAGMA data_version").fetchone()[0]
+                try:
+                    now = ask.execute("PRAGMA data_version").fetchone()[0]
+                except sqlite3.Error:  # the file was exchanged, and all its connections were closed
+                    connection.invalidate()
+                    raise
                 if now != known:
                     known, last = now, monotonic()
                     newer = changes_since(connection, number)
