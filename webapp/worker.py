@@ -90,7 +90,8 @@ class Server(StreamServer):
     def __init__(self, listener: Any, worker: "Worker") -> None:
         super().__init__(listener, partial(worker.handle, listener.getsockname()))
         self.connections = worker.connections
-        self.max_accept = 1 if worker.cfg.workers > 1 else self.max_accept
+        # More than the gate lets in, or callbacks would wait in the backlog; not all: the others share.
+        self.max_accept = 50 if worker.cfg.workers > 1 else self.max_accept
 
     def do_read(self) -> Any:
         """A new connection, or None."""

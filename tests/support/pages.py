@@ -43,7 +43,10 @@ class Exchange:
 
 @dataclass
 class Pages:
-    """The pages of one server; `asked` are the seconds that a callback and /healthz took, by name."""
+    """The pages of one server; `asked` are the seconds that a callback and /healthz took, by name.
+
+    Only what was asked after `since` (monotonic seconds) counts.
+    """
 
     port: int
     paths: list[str]
@@ -55,7 +58,7 @@ class Pages:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.pages = [Page(path) for path in self.paths]
-        self.back = 0
+        self.back, self.since = 0, 0.0
 
     def open(self) -> None:
         """Open all streams, spread over some seconds, and wait until each has its first frame."""
@@ -89,7 +92,7 @@ class Pages:
             began = time.monotonic()
 
             def ended(exchange: Exchange, name: str = name, began: float = began) -> None:
-                if exchange.answer:
+                if exchange.answer and began >= self.since:
                     assert exchange.answer.startswith(b"HTTP/1.1 200"), exchange.answer
                     self.asked[name].append(time.monotonic() - began)
 
