@@ -1,14 +1,13 @@
 """Where the one bar of the page stands, and how it moves until the next report."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from webapp.page.view import View, iso
 from webapp.page.words import step_of
 from webapp.rules.forecast import edges, position
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """The bar goes from one mark (of 100) to the next, between two moments (Unix seconds)."""
 
     low: float

@@ -9,13 +9,7 @@ from webapp.page.view import View
 from webapp.rules import pipeline
 from webapp.rules.attempt import Step
 
-STATES = {
-    "pending": "not started",
-    "active": "in progress",
-    "completed": "done",
-    "error": "failed",
-    "cancelled": "cancelled",
-}
+STATES = {"pending": "not started", "active": "in progress", "completed": "done", "error": "failed"}
 BLUE = "2456c5"
 SIGNS = {  # by tone: the tab's icon, the badge's colour, and what both say in short
     "done": ("1a7f4b", "✓", "Done"),
@@ -55,18 +49,16 @@ def tone(view: View) -> str:
     """What kind of state it is: a key of SIGNS, or "live"."""
     if view.attempt.was_cancelled:
         return "cancelled"
-    if view.status in ("failed", "running"):
-        return {"failed": "failed", "running": "done"}[view.status]
-    return "replaced" if view.is_superseded else view.condition
+    silent = "replaced" if view.is_superseded else view.condition
+    return {"failed": "failed", "running": "done"}.get(view.status, silent)
 
 
 def headline(view: View) -> str:
     """What is happening now, in one sentence."""
     step, settings = definition_of(view), view.settings
-    if view.attempt.was_cancelled:
-        return f"The {_cancelled(view)}"
     silence = settings.quiet_after if view.condition == "quiet" else settings.lost_after
     return {
+        "cancelled": _cancelled(view),
         "failed": step.went_wrong or f"{step.label} failed",
         "done": view.pipeline.done or "Done",
         "replaced": f"Attempt {view.newest} has replaced this one",
@@ -77,13 +69,9 @@ def headline(view: View) -> str:
 
 def _cancelled(view: View) -> str:
     if view.attempt.end == "closed":
-        return "operator closed this job"
-    return "run reached its time limit" if timed_out(view) else "run was cancelled"
-
-
-def timed_out(view: View) -> bool:
-    """Whether the run was cancelled by its time limit."""
-    return view.attempt.failed_step == "timed_out"
+        return "The operator closed this job"
+    timed_out = view.attempt.failed_step == "timed_out"
+    return "The run reached its time limit" if timed_out else "The run was cancelled"
 
 
 def notes(view: View) -> list[str]:
@@ -141,14 +129,15 @@ def reason(view: View) -> str:
 
 def state(view: View, step: Step) -> str:
     """A step's state as a watcher reads it."""
-    if step.state == "cancelled" and timed_out(view):
+    if step.state == "cancelled" and view.attempt.failed_step == "timed_out":
         return "timed out"
     if step.state == "completed" and step.started_at is None:
         return "passed"
     if step.state == "active":
         words = {"replaced": "unfinished", "waiting": "waiting", "quiet": "no update", "lost": "no update"}
         return words.get(tone(view), STATES["active"] if view.attempt.rank else "waiting")
-    return "not reached" if step.state == "pending" and view.condition == "over" else STATES[step.state]
+    unreached = step.state == "pending" and view.condition == "over"
+    return "not reached" if unreached else STATES.get(step.state, step.state)
 
 
 def tab_title(view: View) -> str:
