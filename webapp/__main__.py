@@ -28,7 +28,8 @@ def main() -> None:
     """Replace this process by the server, or exit with a sentence that says why it cannot be."""
     os.chdir(config.ROOT)
     try:
-        os.environ.update(config.with_local_secrets(config.given(), make=True))
+        known = config.with_local_secrets(config.given(), make=True)
+        os.environ.update({name: known[name] for name in config.SECRETS})
         app = create_app()
         with app.app_context():
             flask_migrate.upgrade()
