@@ -1,5 +1,8 @@
 """Alembic's entry: bring the app's database to the newest schema, one migrator at a time."""
 
+import sqlite3
+from contextlib import suppress
+
 from alembic import context
 from sqlalchemy import text
 
@@ -12,3 +15,10 @@ with unbounded(db.engine.connect().execution_options(writes=True)) as connection
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(6453)"))
         context.run_migrations()
+    if connection.dialect.name == "sqlite":
+        connection.rollback()
+        ask = connection.connection.cursor()
+        if ask.execute("PRAGMA auto_vacuum").fetchone()[0] == 0:  # made before `prune` gave space back
+            ask.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            with suppress(sqlite3.OperationalError):  # in use, or no room: then the file keeps its size
+                ask.execute("VACUUM")
