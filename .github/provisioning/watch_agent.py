@@ -50,14 +50,14 @@ def problem(seconds: float) -> str:
     return ""
 
 
-def log() -> str:
-    """Return the last lines of the agent and of the client that starts it."""
-    lines = said(
-        "journalctl", "--identifier=agent", f"--lines={LINES}", "--output=cat", "--no-pager"
-    ).splitlines()
+def log(since: str) -> str:
+    """Return the last lines of the agent and of the client that starts it; older ones are of older agents."""
+    asked = ["--identifier=agent", f"--since={since or 'today'}", f"--lines={LINES}"]
+    lines = said("journalctl", *asked, "--output=cat", "--no-pager").splitlines()
     return "\n".join(line[:WIDTH] for line in lines) or "It wrote nothing."
 
 
 if __name__ == "__main__":
+    started = unit("ExecMainStartTimestamp")
     if wrong := problem(float(sys.argv[1])):
-        sys.exit(f"{wrong} Its last lines:\n{log()}")
+        sys.exit(f"{wrong} Its last lines:\n{log(started)}")

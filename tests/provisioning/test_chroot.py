@@ -95,7 +95,7 @@ def test_the_playbook_makes_a_bare_server_run_the_agent(
     assert_docker_outlives_the_firewall(machine, registry)
     assert_patched(machine, packages, signer)
     assert_another_key_is_refused(machine, packages, Signer(tmp_path_factory.mktemp("another")))
-    if machine.suite == "trixie":
+    if machine.suite == "bookworm":
         assert_a_dead_agent_is_no_success(scene, machine, registry)
 
 
@@ -121,8 +121,9 @@ def assert_configured(machine: Machine) -> None:
 
 
 def agent_process(machine: Machine) -> str:
-    asked = ("docker", "inspect", "--format", "{{.State.Pid}}", "agent")
-    return str(wait_until(lambda: machine.run(*asked).strip()))
+    """Its process id, once it runs."""
+    asked = "docker inspect --format '{{.State.Pid}}' agent 2>/dev/null | grep -v '^0' || true"
+    return str(wait_until(lambda: machine.run("sh", "-c", asked).strip()))
 
 
 def assert_docker_outlives_the_firewall(machine: Machine, registry: Registry) -> None:
@@ -183,7 +184,7 @@ def assert_a_dead_agent_is_no_success(scene: Scene, machine: Machine, registry: 
         assert not scene.run(), tag
         error = scene.server.page(scene.job_id)["error"]
         assert "“See the agent run for a while”" in error and "Its last lines:\n" in error, error
-        assert said in error, error
+        assert said in error and (tag == "late" or "broken" not in error or said == "broken"), error
         assert AGENT_SECRET.partition("=")[2] not in error
         assert scene.states() == CONFIGURING_FAILED
         assert len(scene.clouds.servers) == 1 and scene.failure()["server_left"] is True
