@@ -110,7 +110,7 @@ def test_after_an_update_a_hup_serves_the_new_code_and_loses_no_request(
     fresh = {"webapp.routes.middleware", "webapp.worker", "webapp.logs", "webapp.config"}
     wait_until(lambda: fresh <= set(server.log.read_text().splitlines()))
     server.stop()
-    assert "Traceback" not in server.log.read_text().partition("not reloaded")[2]
+    assert "Traceback" not in server.log.read_text()
 
 
 # What a client says of itself

@@ -99,7 +99,7 @@ def version() -> None:
 def look() -> None:
     """Say what is wrong with this installation (exit code 1), and what is unwise."""
     ours = parts()
-    problems = list(check.wrong(ours.settings, ours.pipelines, db.engine))
+    problems = list(dict.fromkeys(check.wrong(ours.settings, ours.pipelines, db.engine)))
     for problem in problems:
         click.echo(f"wrong: {problem}")
     for advice in check.unwise(ours.settings):

@@ -106,8 +106,10 @@ def when_ready(server: Any) -> None:
     reload = server.handle_hup
 
     def handle_hup() -> None:
-        if subprocess.run([sys.executable, "-c", "import wsgi"], check=False).returncode:
-            server.log.error("not reloaded: the app does not start")
+        command = [sys.executable, "-c", "import wsgi"]
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            server.log.error("not reloaded: the app does not start: %s", done.stderr.strip().split("\n")[-1])
         else:
             _forget()
             reload()
