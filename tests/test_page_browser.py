@@ -406,7 +406,7 @@ def test_every_state_is_accessible_fits_and_stays_legible(gallery: str, phone: P
     phone.set_viewport_size({"width": 360, "height": 740})
     phone.evaluate("document.documentElement.style.fontSize = '200%'")
     assert phone.evaluate(fits)
-    if state != "long-names":  # one whose single words are longer than a line
+    if state != "long-names" and not state.startswith("largest"):  # their words are longer than a line
         for text, lines, words in phone.evaluate(LINES):
             assert lines <= max(2, words), f"{text!r} takes {lines} lines"
 

@@ -17,7 +17,7 @@ from webapp.page.view import View
 from webapp.parts import Parts
 from webapp.rules.attempt import Attempt
 from webapp.rules.forecast import expect
-from webapp.rules.pipeline import load
+from webapp.rules.pipeline import MOST, Pipeline, Step, load
 from webapp.rules.silence import clock
 
 ENVIRON = {
@@ -28,6 +28,15 @@ ENVIRON = {
     "OPERATOR_CONTACT": "the platform team, platform@example.com",
 }
 PIPELINES = load(ROOT / ".github" / "docs" / "examples")
+LONG = dict.fromkeys(("now", "if_slow", "went_wrong", "covers"), "'" * 200)
+PIPELINES["largest"] = Pipeline(
+    "largest",
+    tuple(Step(f"s{i}", f"{i:'>40}", (f"m{i}",) if i else (), (), **LONG) for i in range(MOST)),
+    title="'" * 200,
+    done="'" * 200,
+    result="'" * 200,
+    leaves="'" * 200,
+)
 MILESTONES = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 AFTER = (9, 61, 118, 342, 351)  # seconds, of the milestones
 USUAL = {  # of each step its median, and between which the rest of the job takes
@@ -101,6 +110,15 @@ def _waiting(reason: str, rank: int = 0) -> Attempt:
     return _attempt(rank, 400, waiting_for=reason, last_signal_at=time() - 390)
 
 
+def _largest(**fields: Any) -> Attempt:
+    """An attempt in which every text is as long as it may be, and five times that once it is escaped."""
+    times = {f"m{i}": time() - 100 + i for i in range(1, MOST)}
+    usual = {f"s{i}": [5.0, 5.0, 5.0] for i in range(MOST)}
+    texts = {"subject": "'" * 100, "note": "'" * 200, "run_url": "https://x/" + "&" * 1990}
+    known = {"rank": MOST - 1, "times": times, "usual": usual, "heard_at": time(), **texts, **fields}
+    return Attempt("a" * 64, 1500, time() - 200, "largest", **known)
+
+
 NO_ROUTE = "Task 'Install Docker' failed: no route to host"
 NOTE = {"note": "12 of 40 tasks done"}
 SITE = {"agent_id": None, "region": None, "job_id": "site-main"}
@@ -156,6 +174,11 @@ STATES: dict[str, Callable[..., View]] = {
     "right-to-left": lambda **k: _view(
         _failed(3, "configure", "فشل تثبيت Docker: لا يوجد مسار إلى المضيف 10.0.0.7"), **k,
         agent_id="وكيل-البناء", region="الشرق الأوسط"),
+    "largest": lambda **k: _view(_largest(), **k),
+    "largest-failed": lambda **k: _view(
+        _largest(end="failed", ended_at=time(), failed_step="x", error=("'" * 666 + "\n") * 3), **k),
+    "largest-done": lambda **k: _view(
+        _largest(end="running", ended_at=time(), result_url="https://x/" + "'" * 1990), **k),
     "third-attempt": lambda **k: _view(_attempt(2)._replace(number=3), **k),
     "many-attempts": lambda **k: _view(_attempt(2)._replace(number=1500), **k),
     "earlier-attempt": lambda **k: _view(_failed(3, "configure", NO_ROUTE), **k, newest=3),

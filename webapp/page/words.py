@@ -179,7 +179,7 @@ def report(view: View) -> str:
         "Step": f"{step.label}, {state(view, step)}",
         "Last update": moment(heard) if heard else None,
         "Error": reason(view),
-        "Run": view.run_url,
+        "Run": view.run_url if len(view.run_url or "") <= 300 else None,  # the page stays below 60 kB
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
 
