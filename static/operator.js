@@ -1,6 +1,6 @@
 // The operator's pages: a list or a job asks for itself anew at each event of its stream.
-document.getElementById("live") && (() => {
-  const live = document.getElementById("live"), offline = document.getElementById("offline")
+document.getElementById("feed") && (() => {
+  const live = document.getElementById("feed"), offline = document.getElementById("away")
   let source, opened = []
 
   // HTTP/1.1 allows six connections: a hidden tab gives its stream back.
@@ -22,6 +22,7 @@ document.getElementById("live") && (() => {
   addEventListener("pagehide", () => source?.close())
   addEventListener("pageshow", connect)
   addEventListener("offline", lost)
+  navigator.onLine || lost()
   addEventListener("online", () => { connect(); refresh() })
   for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) live.addEventListener(name, lost)
   live.addEventListener("htmx:beforeSwap", ({detail}) => {

@@ -339,7 +339,9 @@ def test_notifications_that_wait_are_told_by_the_job(serve: Serve, job_id: str) 
 def test_an_unknown_job_is_a_404(operator: Operator) -> None:
     csrf = re.findall(r'name="csrf" value="([^"]+)"', operator.see())[0]
     for id in ("nobody", "%00", "a b", "x" * 65, ".x"):
-        assert operator.ask(f"/jobs/{id}").status_code == 404
+        answer = operator.ask(f"/jobs/{id}")
+        assert answer.status_code == 404
+        assert '<a href="/">All jobs</a>' in answer.text
         for verb in ("retry", "revoke"):
             url = f"{operator.server.url}/jobs/{id}/{verb}"
             assert operator.post(url, data={"csrf": csrf}, timeout=30).status_code == 404
@@ -495,11 +497,13 @@ def test_a_list_that_is_offline_says_since_when_and_comes_back(
     page = context.new_page()
     page.goto(server.flask("sign-in").stdout.strip())
     page.get_by_role("button", name="Sign in").click()
-    expect(page.locator("#offline")).to_be_hidden()
+    expect(page.locator("[data-job]")).to_have_count(1)
+    page.wait_for_load_state()
+    expect(page.locator("#away")).to_be_hidden()
     context.set_offline(True)
-    expect(page.locator("#offline")).to_be_visible()
+    expect(page.locator("#away")).to_be_visible()
     server.report(job_id, "failed")
     context.set_offline(False)
-    expect(page.locator("#offline")).to_be_hidden()
+    expect(page.locator("#away")).to_be_hidden()
     expect(page.locator("[data-job]")).to_have_attribute("data-status", "failed")
     context.close()
