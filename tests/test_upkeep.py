@@ -186,8 +186,11 @@ def test_prune_gives_the_space_back_and_callbacks_go_on_beside_it(serve: Serve, 
             taken.append(time.monotonic() - began)
 
     with running_beside(done, Thread(target=report_on)):
+        wait_until(lambda: len(taken) >= 20)
+        alone = sorted(taken)[-2]
+        taken.clear()
         assert server.flask("prune", "--older-than", "1").stdout == "100 jobs pruned\n"
-    assert len(taken) > 10 and sorted(taken)[len(taken) * 9 // 10] < 0.3  # on a machine that is busy
+    assert len(taken) > 5 and sorted(taken)[len(taken) * 9 // 10] < 0.3 + 3 * alone  # a busy machine's
     wait_until(lambda: server.report(live, "heartbeat") is False and file.stat().st_size < full / 2)
 
 
