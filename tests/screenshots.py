@@ -11,6 +11,7 @@ from queue import Queue
 from threading import Thread
 from typing import Literal
 
+import gevent
 from gevent.pywsgi import WSGIServer
 from playwright.sync_api import Page, sync_playwright
 
@@ -34,10 +35,12 @@ def served(embedder: str = "") -> Iterator[str]:
         started.put(server)
         server.serve_forever()
 
-    Thread(target=run, daemon=True).start()
+    thread = Thread(target=run, daemon=True)
+    thread.start()
     server = started.get(timeout=30)
     yield f"http://127.0.0.1:{server.server_port}"
-    server.loop.run_callback_threadsafe(server.stop)
+    server.loop.run_callback_threadsafe(gevent.spawn, server.stop)  # in its own thread, which may wait
+    thread.join(10)
 
 
 def show(page: Page, url: str, state: str) -> None:
