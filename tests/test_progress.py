@@ -268,6 +268,12 @@ def test_a_closed_job_is_cancelled_until_a_callback_takes_that_back() -> None:
         assert (back.end, back.failed_step, back.status) == (None, None, "provisioning")
 
 
+def test_a_closed_job_that_never_started_is_the_run_that_begins_later() -> None:
+    closed = close(Attempt("job", 1, 1.0), 500.0)
+    target = place([closed], report("provisioning", run=Run("7", "1")))
+    assert (target.number, target.run) == (1, Run("7", "1"))
+
+
 def test_a_clock_set_forth_and_back_leaves_nobody_alive() -> None:
     attempt = after(report(None, arrived_at=5000.0), report(None, arrived_at=1400.0))
     assert attempt.last_signal_at == 1400.0
@@ -279,6 +285,7 @@ def test_a_note_stands_until_the_next_milestone_or_note() -> None:
     assert noted.note == "5 of 8"
     assert after("vm_created", attempt=noted).note is None
     assert after(report("vm_created", note="new"), attempt=noted).note == "new"
+    assert after("failed", attempt=noted).note is None
     assert after(report("step odd"), attempt=noted).note == "5 of 8"
 
 

@@ -207,6 +207,12 @@ def test_what_is_no_completion_ends_nothing(office: Server, job_id: str, conclus
 
 
 @pytest.mark.one_database
+def test_a_delivery_is_neither_compressed_nor_any_other_callback(office: Server, job_id: str) -> None:
+    assert deliver(office, "ping", {}, **{"Content-Encoding": "gzip"}).status_code == 400
+    body = json.dumps({"job_id": job_id, "status": "provisioning", "x": "x" * 70_000}).encode()
+    assert office.post(body, **{"X-GitHub-Event": ""}).status_code == 401
+
+
 def test_githubs_form_is_taken_and_so_is_ping_in_it(office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning", workflow_run_id=56)
     for event, payload in (

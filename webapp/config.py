@@ -92,7 +92,10 @@ class Settings:
 
 def load(environ: Mapping[str, str]) -> Settings:
     """Settings from an environment; raises BadSetting."""
-    host = environ.get("HOST") or "127.0.0.1"
+    for name in NAMES & environ.keys():
+        if not environ[name].isprintable():  # bytes that are no UTF-8, too
+            raise BadSetting(f"{name} must be printable text in UTF-8")
+    host = _read(environ, "HOST", "127.0.0.1", _host)
     port = _read(environ, "PORT", "8000", lambda text: _whole(text, 1, 65535))
     local = f"[{host}]" if ":" in host else host
     settings = Settings(
@@ -106,7 +109,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         dispatch_token=environ.get("DISPATCH_TOKEN", ""),
         dispatch_repository=_read(environ, "DISPATCH_REPOSITORY", "", _repository),
         dispatch_api_url=_read(environ, "DISPATCH_API_URL", "https://api.github.com", _http_url),
-        dispatch_workflow=environ.get("DISPATCH_WORKFLOW") or "provision-agent.yml",
+        dispatch_workflow=_read(environ, "DISPATCH_WORKFLOW", "provision-agent.yml", _workflow),
         dispatch_ref=environ.get("DISPATCH_REF") or "main",
         webhook_keys=_read(environ, "GITHUB_WEBHOOK_SECRET", "", lambda t: _keys(t) if t else ()),
         notify_urls=_read(environ, "NOTIFY_URLS", "", _addresses),
@@ -201,13 +204,21 @@ def _whole(text: str, least: int, most: int) -> int:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
+    if not re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?|\.[0-9]{1,9}", text):
         raise ValueError("must be a number of seconds")
-    return seconds
+    return float(text)
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+", text):
+        raise ValueError("must be an address or a host's name")
+    return text
+
+
+def _workflow(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}\.ya?ml|[0-9]{1,20}", text):
+        raise ValueError("must be a workflow's file, such as provision-agent.yml, or its number")
+    return text
 
 
 def _secret(text: str, shortest: int = SHORTEST_SECRET) -> str:
@@ -223,11 +234,16 @@ def _keys(text: str) -> tuple[bytes, ...]:
 def _http_url(text: str) -> str:
     if not re.fullmatch(rf"{ORIGIN}(?:/[\w.~%:,+=-]+)*/?", text, re.ASCII):
         raise ValueError("must be an http:// or https:// address, in ASCII")
+    if urlsplit(text).port == 0:  # above 65535 it raises ValueError itself
+        raise ValueError("must not have the port 0")
     return text.rstrip("/")
 
 
 def _public_url(text: str) -> str:
-    first = urlsplit(_http_url(text)).path.split("/")[1:2]
+    path = urlsplit(_http_url(text)).path
+    if "%" in path or ".." in path.split("/"):
+        raise ValueError("must have a plain path, without % and ..")
+    first = path.split("/")[1:2]
     if first and first[0] in OUR_PATHS:
         raise ValueError(f"must not have a path that begins with /{first[0]}: Milepost's own pages do")
     return _http_url(text)
@@ -254,7 +270,7 @@ def _addresses(text: str) -> tuple[str, ...]:
 
 def _events(text: str) -> frozenset[str]:
     events = frozenset(text.replace(",", " ").split())
-    if not events <= frozenset(NOTIFIED):
+    if not events or not events <= frozenset(NOTIFIED):
         raise ValueError(f"must be some of {', '.join(NOTIFIED)}")
     return events
 
@@ -272,7 +288,7 @@ def _yes_or_no(text: str) -> bool:
 
 
 def _repository(text: str) -> str:
-    if text and (text.count("/") != 1 or not all(text.split("/")) or " " in text):
+    if text and not re.fullmatch(r"(?!\.\.?/)[A-Za-z0-9_.-]{1,100}/(?!\.\.?$)[A-Za-z0-9_.-]{1,100}", text):
         raise ValueError("must be owner/name")
     return text
 

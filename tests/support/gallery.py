@@ -45,7 +45,7 @@ USUAL = {  # of each step its median, and between which the rest of the job take
     "installing": [48.0, 230.0, 330.0],
     "configuring": [210.0, 190.0, 270.0],
     "running": [7.0, 6.0, 12.0],
-    "total": [330.0, 300.0, 450.0],
+    "*": [330.0, 300.0, 450.0],
 }
 RUN = {
     "run_id": "17203344551",

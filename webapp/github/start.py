@@ -80,7 +80,7 @@ def close(writer: Writer, settings: Settings, job_id: str) -> None:
 
 def may_close(attempt: Attempt, condition: str) -> bool:
     """Whether nothing goes on: it is lost, it waits, or it never started."""
-    never_started = condition != "over" and attempt.last_callback_at is None
+    never_started = condition != "over" and attempt.last_signal_at is None
     return never_started or condition in ("lost", "waiting")
 
 

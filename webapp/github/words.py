@@ -83,12 +83,10 @@ def read_run(
 
 
 def _read_job(job: Mapping[str, Any], now: float) -> Word | None:
-    """One job of a run tells that the run goes on or waits, but never that it ended."""
+    """One job of a run tells that the run goes on or waits, by its arrival, but never that it ended."""
     status, run = _text(job["status"]), _run(job["run_id"], job.get("run_attempt", 1))
-    if status == "in_progress":
-        return Word(run, status, _time(job.get("started_at"), now), now)
-    if status in WAITS_FOR:
-        return Word(run, status, now if status == "waiting" else _time(job.get("created_at"), now), now)
+    if status == "in_progress" or status in WAITS_FOR:
+        return Word(run, status, now, now)
     return None
 
 

@@ -24,8 +24,7 @@ def shared(token: str, number: int | None = None, links: ShareLinks | None = Non
 def page(token: str) -> Response | str:
     """The page, of `?attempt=N` where that is asked for; the same as JSON for who prefers that."""
     view = shared(token, request.args.get("attempt", 0, type=int) if "attempt" in request.args else None)
-    kinds = request.accept_mimetypes
-    if kinds["application/json"] > kinds["text/html"]:
+    if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
         return jsonify(view.as_json())
     return render_template("page.html", view=view, token=token)
 

@@ -15,8 +15,9 @@ from webapp.rules.progress import steps
 LEAST = 5  # finished jobs, before anything is claimed
 NEWEST = 100  # finished jobs: what is usual may change
 
+WHOLE = "*"  # in place of a step id: no step can have it
 # By step id: the median of the step; then the 10th and 90th percentile of the time from its begin to the
-# end of the job. "total" has the same for the whole job.
+# end of the job. WHOLE has the same for the whole job.
 Usual = dict[str, list[float]]
 
 
@@ -26,7 +27,7 @@ def learn(finished: Iterable[tuple[Attempt, Pipeline]]) -> Usual | None:
     rest: dict[str, list[float]] = defaultdict(list)
     for attempt, pipeline in finished:
         spans = [(step.id, step.started_at, step.finished_at) for step in steps(attempt, pipeline)]
-        for name, start, end in [*spans, ("total", attempt.opened_at, attempt.ended_at)]:
+        for name, start, end in [*spans, (WHOLE, attempt.opened_at, attempt.ended_at)]:
             if start is not None and end is not None and attempt.ended_at is not None:
                 took[name].append(max(end - start, 0))
                 rest[name].append(max(attempt.ended_at - start, 0))

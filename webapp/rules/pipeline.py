@@ -118,6 +118,8 @@ def _read(path: Path) -> Pipeline:
         reason = "not UTF-8"
     except tomllib.TOMLDecodeError as error:
         reason = f"not TOML: {error}"
+    except RecursionError:
+        reason = "not TOML: nested too deeply"
     except ValueError as error:
         reason = str(error)
     raise BadPipeline(f"{path}: {reason}")
@@ -140,7 +142,9 @@ def _pipeline(name: str, given: Mapping[str, Any]) -> Pipeline:
             if times > 1:
                 raise ValueError(f"{key}: {value!r} stands twice")
     workflow = given.get("workflow", "" if name == BUILT_IN else f"{name}.yml")
-    if workflow != "" and not (isinstance(workflow, str) and _WORKFLOW.fullmatch(workflow)):
+    if (workflow or "workflow" in given) and not (
+        isinstance(workflow, str) and _WORKFLOW.fullmatch(workflow)
+    ):
         raise ValueError("workflow: not the name of a workflow's file, such as deploy-site.yml")
     inputs = _texts(given, "inputs", "", INPUTS, LONGEST_MILESTONE)
     if not set(inputs) <= set(INPUTS) or len(set(inputs)) < len(inputs):

@@ -24,7 +24,7 @@ def place(attempts: Sequence[Attempt], run: Run | None, sent_at: float | None, o
             return attempt
     if _is_older(run, sent_at, attempts):
         return _open(current, run, opened_at, min(attempts[0].number, 1) - 1)
-    if current.run is None and not current.end:
+    if current.run is None and current.end in (None, "closed"):
         return current._replace(run_id=run.id, run_attempt=run.attempt)
     return _open(current, run, opened_at, current.number + 1)
 
@@ -41,8 +41,9 @@ def _is_older(run: Run, sent_at: float | None, attempts: Sequence[Attempt]) -> b
     newest = next(attempt for attempt in reversed(attempts) if attempt.run)
     if newest.run is None or newest.run.id == run.id:
         return False
-    if sent_at is not None and newest.first_sent_at is not None:
-        return sent_at < newest.first_sent_at
+    since = attempts[-1].first_sent_at or newest.first_sent_at
+    if sent_at is not None and since is not None:
+        return sent_at < since
     return run.age < newest.run.age
 
 
@@ -174,6 +175,7 @@ def _ended(attempt: Attempt, report: Report) -> Attempt:
         end=report.milestone,
         ended_at=report.at,
         end_sent_at=report.sent_at,
+        note=report.note,
         failed_step=report.failed_step if failed else None,
         error=report.error if failed else None,
         server_left=report.server_left if failed else None,

@@ -82,7 +82,7 @@ def read(fields: Mapping[str, Any], body: bytes, arrived_at: float) -> Report:
         note=_line(given, "note", LONGEST_NOTE),
         failed_step="cancelled" if given.get("status") == "cancelled" else failed_step,
         error=clean(_text(given, "error")),
-        server_left=_flag(given, "server_left"),
+        server_left=_flag(given, "server_left") if milestone == "failed" else None,
         result_url=_url(given.get("result_url")) if milestone == "running" else None,
         server_id=_server_id(given.get("server_id")),
         server_ip=_address(given.get("server_ip")),
