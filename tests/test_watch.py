@@ -38,7 +38,7 @@ def test_the_fragment_is_sent_unless_its_version_is_still_current(server: Server
 
 def test_the_stream_sends_each_change_and_ends_with_the_job(server: Server, job_id: str) -> None:
     server.report(job_id, "provisioning")
-    stream = server.events(job_id)
+    stream = server.events(job_id, timeout=10)  # unwoken, it would compare what it shows after 20 s
     first = stream.next()
     assert first["event"] == "steps"
     assert 'data-step="creating" data-state="active"' in first["data"]
