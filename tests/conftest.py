@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "workflow: runs the workflow by act (marked by its fixture)")
     if "PYTEST_XDIST_WORKER" not in os.environ:
         databases.open_run()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped leaves nothing
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
