@@ -290,7 +290,7 @@ def test_where_callbacks_and_github_differ_the_operator_sees_both(office: Server
     assert "disagree" not in seen_by_operator(office, job_id)
     told(office, "workflow_run", workflow_run(run | {"conclusion": "failure"}))
     page = seen_by_operator(office, job_id)
-    assert "shown is “succeeded”, while GitHub says “completed: failure”" in page
+    assert "shown is “Succeeded”, while GitHub says “completed: failure”" in page
     assert "disagree" not in requests.get(office.link(job_id), timeout=30).text
 
 
