@@ -12,7 +12,7 @@ import sys
 import time
 
 FIRST_SECONDS = 30  # until there is a container at all
-LINES, WIDTH = 12, 100
+LINES, LONGEST = 12, 1000  # the newest lines, and their last characters
 
 
 def said(*command: str) -> str:
@@ -54,7 +54,7 @@ def log(since: str) -> str:
     """Return the last lines of the agent and of the client that starts it; older ones are of older agents."""
     asked = ["--identifier=agent", f"--since={since or 'today'}", f"--lines={LINES}"]
     lines = said("journalctl", *asked, "--output=cat", "--no-pager").splitlines()
-    return "\n".join(line[:WIDTH] for line in lines) or "It wrote nothing."
+    return "\n".join(lines)[-LONGEST:] or "It wrote nothing."
 
 
 if __name__ == "__main__":

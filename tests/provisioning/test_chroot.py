@@ -172,6 +172,7 @@ def assert_a_dead_agent_is_no_success(scene: Scene, machine: Machine, registry: 
     """What runs for a moment does not run; its own last words are the error, without its secrets."""
     busybox, foreign = machine.root / "bin/busybox", machine.root.with_name("foreign")
     foreign.write_bytes(FOREIGN)
+    foreign.chmod(0o755)
     says = 'echo broken; echo "$AGENT_TOKEN is mine"; sleep %d; exit 1'
     scene.environment["WATCH_SECONDS"] = "20"
     for tag, program, command, said in (
