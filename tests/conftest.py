@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fuzz: what hypothesis thinks up; make fuzz goes on for longer")
     config.addinivalue_line("markers", "browser: needs a browser (marked by its fixture)")
     config.addinivalue_line("markers", "workflow: runs the workflow by act (marked by its fixture)")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background job, and inherited
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" not in os.environ:
         databases.open_run()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped leaves nothing

@@ -12,7 +12,7 @@ import psycopg
 from tests.support.server import free_port
 
 SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "500"}
-FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+FORGETFUL = {"fsync": "off", "full_page_writes": "off"}  # of the machine's death, not of a kill
 
 
 @contextmanager
