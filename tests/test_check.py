@@ -94,6 +94,7 @@ def test_server_and_terminal_read_milepost_env_and_the_environment_wins(fresh_co
     settings = {"DATABASE_URL": f"sqlite:///{fresh_copy}/elsewhere/m.db", "DISPATCH_TOKN": "x"}
     settings |= {name: f"a secret of the file {name}" for name in SECRETS} | {"QUIET_AFTER": "soon"}
     file.write_text("".join(f'{name}="{value}"\n' for name, value in settings.items()))
+    fresh_copy.chmod(0o755)
     file.chmod(0o644)
     for command in (("-m", "flask", "--app", "wsgi", "jobs"), GUNICORN):
         code, said = run(fresh_copy, command, {})

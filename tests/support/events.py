@@ -1,9 +1,12 @@
 """A stream of server-sent events, as a client reads it."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
+
+PATIENCE = 60.0  # seconds; comments alone go on for ever
 
 
 class Events:
@@ -34,11 +37,19 @@ class Events:
 
     def next(self) -> dict[str, str]:
         """The next event that is not a comment alone, and not only a sign of life."""
-        return next(event for event in self if event.get("event") not in (None, "alive"))
+        return self._next(lambda kind: kind not in (None, "alive"))
 
     def next_alive(self) -> dict[str, str]:
         """The next sign of life with which nothing else changed."""
-        return next(event for event in self if event.get("event") == "alive")
+        return self._next(lambda kind: kind == "alive")
+
+    def _next(self, is_wanted: Callable[[str | None], bool]) -> dict[str, str]:
+        until = time.monotonic() + PATIENCE
+        for event in self:
+            if is_wanted(event.get("event")):
+                return event
+            assert time.monotonic() < until, f"no such event within {PATIENCE} s"
+        raise StopIteration
 
     def be_patient(self, seconds: float) -> None:
         """Wait no longer than this for the next bytes."""

@@ -39,7 +39,7 @@ class Relay:
                         if data:
                             continue
                     for each in (end, peers[end]):
-                        with suppress(KeyError):
+                        with suppress(KeyError, ValueError):  # closed with its peer, in this very turn
                             selector.unregister(each)
                         each.close()
         for each in peers:
