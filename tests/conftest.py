@@ -47,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped leaves nothing
 
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
+
+def pytest_runtest_teardown() -> None:
+    os.umask(UMASK)  # an app that a test makes in this process closes its files to others
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         databases.close_run()

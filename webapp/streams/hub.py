@@ -103,6 +103,11 @@ class Hub:
                 if frame and frame.link != link:
                     ending = "the link opens nothing any more"
                     break
+                if (
+                    frame and frame.version != seen and frame.body is None
+                ):  # made anew for others, who have it
+                    topic.change, topic.frame = ANEW, None
+                    continue
                 if frame and frame.version != seen:
                     seen, alive, frames = frame.version, frame.alive, frames + 1
                     yield (frame.body or b"").replace(b"\n\n", self._retry(), 1)
