@@ -8,12 +8,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import takewhile
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.support.events import Events
 from tests.support.load import Client, heartbeat, milestone, workers_of
+from tests.support.operator import signed_in
 from tests.support.server import CALLBACKS, Serve, Server, new_job_id, sign, wait_until
 from webapp.streams.hub import SHORTEST_INTERVAL
 from webapp.streams.siblings import AT_REST_AFTER
@@ -184,3 +186,21 @@ def test_a_stream_at_rest_says_that_it_is_still_there(resting: Resting) -> None:
 
 def test_a_stream_whose_client_is_gone_is_let_go_of(server: Server, resting: Resting) -> None:
     wait_until(lambda: server.open_files() < resting.files + GONE / 2, within=2 * COMMENT_EVERY + 5)
+
+
+def test_a_clock_that_is_set_back_stops_no_stream_and_signs_nobody_out(serve: Serve, job_id: str) -> None:
+    server = serve(CALLBACK_MAX_SKEW="0")
+    server.stop()
+    server.config = "python:tests.support.set_back"
+    server.start()
+    server.report(job_id, "provisioning")
+    operator = signed_in(server)
+    with closing(server.events(job_id)) as events, closing(operator.listen()) as listed:
+        assert (events.next()["event"], listed.next()["event"]) == ("steps", "jobs")
+        Path(server.environ["HOME"], "set-back").touch()
+        assert set(next(iter(events))) == {""}  # a comment
+        server.report(job_id, "vm_created")
+        events.be_patient(PROMPTLY)
+        assert 'data-step="installing" data-state="active"' in events.next()["data"]
+        assert listed.next()["event"] == "jobs"
+    assert job_id in operator.see()
