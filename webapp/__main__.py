@@ -1,6 +1,8 @@
 """`make run`: secrets, migrations, links, then the server; on an empty database with a rehearsal."""
 
 import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -17,8 +19,8 @@ from webapp.storage.jobs import is_empty
 from webapp.storage.tables import db
 
 GUNICORN = """
-import signal, sys
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # until gunicorn has a handler of its own
+import signal
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until gunicorn has a handler of its own
 from gunicorn.app.wsgiapp import run
 run()
 """
@@ -28,14 +30,16 @@ def main() -> None:
     """Replace this process by the server, or exit with a sentence that says why it cannot be."""
     os.chdir(config.ROOT)
     try:
-        known = config.with_local_secrets(config.given(), make=True)
-        os.environ.update({name: known[name] for name in config.SECRETS})
+        given = config.given()
+        for name in config.SECRETS:
+            made = given.get(name) or config.made_secret(name)
+            os.environ[name] = made or config.keep_secret(name, secrets.token_urlsafe(32))
         app = create_app()
         with app.app_context():
             flask_migrate.upgrade()
             has_jobs = not is_empty(db.session.connection())
             db.engine.dispose()
-            _can_listen(parts().settings)
+            _try_to_listen(parts().settings)
             print(f"Sign in: {sign_in_url(parts())}", flush=True)
     except config.BadSetting as error:
         sys.exit(f"milepost: {error}")
@@ -49,22 +53,14 @@ def main() -> None:
     os.execv(sys.executable, [sys.executable, "-c", GUNICORN, "-c", "python:webapp.serving", "wsgi:app"])
 
 
-def _can_listen(settings: config.Settings) -> None:
-    """Raises BadSetting where HOST and PORT are taken, or are not this machine's."""
+def _try_to_listen(settings: config.Settings) -> None:
+    """Before anything is said or played: gunicorn would try for five seconds, in ten lines."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+        socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as error:
-        raise config.BadSetting(
-            f"HOST and PORT: {settings.host}:{settings.port} cannot be listened at: {error.strerror}"
-        ) from None
+        raise config.BadSetting(f"HOST and PORT: {settings.address}: {error.strerror}") from None
 
 
-try:
-    main()
-except KeyboardInterrupt:
-    sys.exit(130)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is silent
+main()

@@ -1,7 +1,6 @@
 """Where the parts meet: no routes, no queries."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,11 +26,7 @@ from webapp.streams.hub import Hub
 
 
 class App(Flask):
-    """Flask, in which nothing is async, and whose log names no path."""
-
-    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """As it is: Flask would look into six functions at each request."""
-        return func
+    """Flask, whose log names no path: it may hold a token."""
 
     def log_exception(self, exc_info: Any) -> None:
         """The traceback, with the request's id."""
@@ -45,47 +40,47 @@ def create_app() -> Flask:
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.filters.update(words.FOR_TEMPLATES, **timeline.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback
-    app.config.update(
-        SQLALCHEMY_DATABASE_URI=settings.database_url,
-        SQLALCHEMY_ENGINE_OPTIONS=database.engine_options(settings.database_url),
-    )
+    app.url_map.converters["id"] = middleware.JobId
+    app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = database.engine_options(settings.database_url)
+    db.init_app(app)
+    Migrate(app, db, directory=str(config.MIGRATIONS))
+    with app.app_context():
+        app.extensions["milepost"] = _parts(app, settings)
+    logs.set_up()
+    middleware.set_up(app, settings)
+    below = urlsplit(settings.public_url).path
+    assets.set_up(app, below)
+    for blueprint in (callbacks.bp, watch.bp, api.bp, metrics.bp, sign_in.bp, operator.bp, cli.bp):
+        app.register_blueprint(blueprint)
     if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
         inner = middleware.without_port(app.wsgi_app)
         app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    if below := urlsplit(settings.public_url).path:
+    if below:
         app.wsgi_app = middleware.Below(app.wsgi_app, below)  # type: ignore[method-assign]
-    db.init_app(app)
-    Migrate(app, db, directory=str(config.ROOT / "webapp" / "storage" / "migrations"))
-    with app.app_context():
-        engine = db.engine
-    files = database.prepare(engine)
-    database.keep_private(engine)
+    sys.excepthook = cli.tell_fault
+    return app
+
+
+def _parts(app: Flask, settings: config.Settings) -> Parts:
     try:
         pipelines = load(settings.pipelines)
     except BadPipeline as error:
         raise config.BadSetting(f"PIPELINES {error}") from None
-    views = Views(engine, settings)
-    hub = Hub(engine, frame_maker(app.jinja_env.get_template("_steps.html"), engine, views))
-    writer = Writer(engine, files, pipelines, settings, hub.wake, notify.tell)
-    app.extensions["milepost"] = Parts(
+    files = database.prepare(db.engine)
+    database.keep_private(db.engine)
+    views = Views(db.engine, settings)
+    hub = Hub(db.engine, frame_maker(app.jinja_env.get_template("_steps.html"), db.engine, views))
+    writer = Writer(db.engine, files, pipelines, settings, hub.wake, notify.tell)
+    return Parts(
         settings,
         pipelines,
-        ShareLinks(settings.secret_key, "progress"),
-        ShareLinks(settings.secret_key, "badge"),
-        OperatorSignatures(settings.secret_key, settings.operator_token),
-        writer,
-        Health(writer),
-        views,
-        hub,
-        Refusals(),
+        links=ShareLinks(settings.secret_key, "progress"),
+        badges=ShareLinks(settings.secret_key, "badge"),
+        signatures=OperatorSignatures(settings.secret_key, settings.operator_token),
+        writer=writer,
+        health=Health(writer),
+        views=views,
+        hub=hub,
+        refusals=Refusals(),
     )
-    logs.set_up()
-    middleware.set_up(app, settings)
-    assets.set_up(app, below)
-    app.url_map.converters["id"] = middleware.JobId
-    for door in (callbacks.bp, watch.bp, api.bp, metrics.bp, sign_in.bp, operator.bp):
-        app.register_blueprint(door)
-    for command in cli.COMMANDS:
-        app.cli.add_command(command)
-    sys.excepthook = cli.tell_fault
-    return app

@@ -8,10 +8,9 @@ from pathlib import Path
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp.config import ENV_FILE, INSTANCE, NAMES, ROOT, Settings, given, in_file
+from webapp.config import ENV_FILE, INSTANCE, MIGRATIONS, NAMES, Settings, given, in_file
 from webapp.github.client import Refused, get_workflow
 from webapp.github.start import workflow_of
 from webapp.rules.pipeline import Pipeline
@@ -19,16 +18,14 @@ from webapp.storage.database import reason
 
 FEWEST_CHARACTERS = 8  # different ones; a random secret has twice as many
 TRIVIAL = re.compile("change.?me|passwor[dt]|12345678|qwert", re.I)
-MIGRATIONS = ROOT / "webapp" / "storage" / "migrations"
 
 
 def wrong(settings: Settings, pipelines: Mapping[str, Pipeline], engine: Engine) -> Iterator[str]:
     """One sentence for each thing that keeps something from working."""
-    for name in in_file():
-        if name not in NAMES:
-            yield f"{name} in {ENV_FILE.name} is not a setting{_meant(name)}"
+    for name in sorted(in_file().keys() - NAMES):
+        yield f"{name} in {ENV_FILE.name} is not a setting{_meant(name)}"
     yield from (said for said in weak_secrets(settings) if said.startswith("OPERATOR_TOKEN"))
-    yield from _database(engine)
+    yield from _schema(engine)
     if settings.can_dispatch:
         for workflow in sorted({workflow_of(pipeline, settings) for pipeline in pipelines.values()}):
             try:
@@ -36,16 +33,17 @@ def wrong(settings: Settings, pipelines: Mapping[str, Pipeline], engine: Engine)
                     yield f"{workflow} cannot be started: at GitHub it is {state}"
             except Refused as refused:
                 yield str(refused)
-    for path in _secret_files(settings):
-        if _others_may(path.parent) and _others_may(path):
+    database = Path(engine.url.database or "").resolve()  # of PostgreSQL no file
+    for path in {ENV_FILE, database, *INSTANCE.glob("*")}:
+        if path.is_file() and path.stat().st_mode & 0o077 and path.parent.stat().st_mode & 0o011:
             yield f"others on this machine may read {path}: chmod go= {path}"
 
 
 def unwise(settings: Settings) -> Iterator[str]:
     """One sentence for each thing that works and should still be otherwise."""
-    for name in given():
-        if name not in NAMES and name not in in_file() and _meant(name):
-            yield f"{name} in the environment is not a setting{_meant(name)}"
+    for name in sorted(given().keys() - in_file().keys() - NAMES):
+        if meant := _meant(name):
+            yield f"{name} in the environment is not a setting{meant}"
     yield from (said for said in weak_secrets(settings) if not said.startswith("OPERATOR_TOKEN"))
     is_https, is_local = settings.public_url.startswith("https:"), settings.host in ("127.0.0.1", "::1")
     if not is_https and not (is_local and f":{settings.port}" in settings.public_url):
@@ -86,28 +84,17 @@ def _meant(name: str) -> str:
     return f": is {close[0]} meant?" if close else ""
 
 
-def _database(engine: Engine) -> Iterator[str]:
-    ours = ScriptDirectory(str(MIGRATIONS))
+def _schema(engine: Engine) -> Iterator[str]:
+    known = [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
     try:
         with engine.connect() as connection:
             has = MigrationContext.configure(connection).get_current_revision()
     except SQLAlchemyError as error:
         yield f"DATABASE_URL cannot be used: {reason(error)}"
-    else:
-        if has is None:
-            yield "the database has no tables: flask db upgrade makes them"
-        elif has not in {script.revision for script in ours.walk_revisions()}:
-            yield f"the database's schema {has} is of a newer Milepost than this one"
-        elif has != (head := ours.get_current_head()):
-            yield f"the database's schema is {has}, this Milepost needs {head}: flask db upgrade"
-
-
-def _secret_files(settings: Settings) -> set[Path]:
-    url = make_url(settings.database_url)
-    database = [Path(url.database or "").resolve()] if url.get_backend_name() == "sqlite" else []
-    return {path for path in (ENV_FILE, *INSTANCE.glob("*"), *database) if path.is_file()}
-
-
-def _others_may(path: Path) -> bool:
-    """Whether other users may read a file or enter a folder."""
-    return bool(path.stat().st_mode & (0o077 if path.is_file() else 0o011))
+        return
+    if has is None:
+        yield "the database has no tables: flask db upgrade makes them"
+    elif has not in known:
+        yield f"the database's schema {has} is of a newer Milepost than this one"
+    elif has != known[0]:
+        yield f"the database's schema is {has}, this Milepost needs {known[0]}: flask db upgrade"

@@ -1,67 +1,41 @@
-"""The terminal's door: the operator's verbs without a browser."""
+"""The terminal's door: the operator's verbs without a browser, and the installation's upkeep."""
 
 import json
+import sqlite3
 import sys
+import tarfile
 import tomllib
+from pathlib import Path
+from time import time
 from types import TracebackType
 
 import click
-from flask.cli import with_appcontext
+import flask_migrate
+from flask import Blueprint
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp import check, notify, rehearsal, upkeep
-from webapp.config import ROOT
+from webapp import check, rehearsal
+from webapp.config import MADE, ROOT, keep_secret, made_secret
 from webapp.page.view import iso
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
 from webapp.rules.pipeline import BUILT_IN
+from webapp.storage import backup, pruning
 from webapp.storage.database import reason
-from webapp.storage.jobs import link_of, newest_jobs
+from webapp.storage.jobs import count_all, link_of, newest_jobs
 from webapp.storage.tables import db
 
+FAILURES = (backup.Refused, OSError, EOFError, sqlite3.Error, tarfile.TarError)
+TELL_EVERY = 1000  # pruned jobs
+
+bp = Blueprint("cli", __name__, cli_group=None)
 as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
-@click.command()
-@click.argument("job_id")
-@as_json
-@with_appcontext
-def link(job_id: str, as_json: bool) -> None:
-    """Print the progress URL of a job."""
-    _tell_database()
-    number = link_of(db.session.connection(), job_id)
-    if number is None:
-        raise click.ClickException(f"no job has the id {job_id}")
-    url = parts().progress_url(job_id, number)
-    click.echo(json.dumps({"job_id": job_id, "progress_url": url}) if as_json else url)
-
-
-@click.command("sign-in")
-@as_json
-@with_appcontext
-def sign_in(as_json: bool) -> None:
-    """Print a fresh sign-in link: it works once, within ten minutes."""
-    url = sign_in_url(parts())
-    click.echo(json.dumps({"sign_in_url": url}) if as_json else url)
-
-
-@click.command("jobs")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1))
-@as_json
-@with_appcontext
-def list_jobs(limit: int, as_json: bool) -> None:
-    """List the jobs, newest first."""
-    _tell_database()
-    connection = db.session.connection()
-    rows, _ = newest_jobs(connection, limit)
-    views = [parts().views.of(row, connection) for row in rows]
-    if as_json:
-        click.echo(json.dumps({"jobs": [view.as_json() | {"error": view.attempt.error} for view in views]}))
-        return
-    for view in views:
-        agent = view.agent_id or "-"
-        click.echo(f"{iso(view.created_at)}  {view.status:12} {view.condition:7} {view.job_id}  {agent}")
+def _print(as_json: bool, members: dict[str, object], *lines: str) -> None:
+    for line in [json.dumps(members)] if as_json else lines:
+        click.echo(line)
 
 
 def _tell_database() -> None:
@@ -70,32 +44,65 @@ def _tell_database() -> None:
     click.echo(f"Database: {url}", err=True)
 
 
-@click.command()
+@bp.cli.command()
+@click.argument("job_id")
+@as_json
+def link(job_id: str, as_json: bool) -> None:
+    """Print the progress URL of a job."""
+    _tell_database()
+    number = link_of(db.session.connection(), job_id)
+    if number is None:
+        raise click.ClickException(f"no job has the id {job_id}")
+    url = parts().progress_url(job_id, number)
+    _print(as_json, {"job_id": job_id, "progress_url": url}, url)
+
+
+@bp.cli.command()
+@as_json
+def sign_in(as_json: bool) -> None:
+    """Print a fresh sign-in link: it works once, within ten minutes."""
+    url = sign_in_url(parts())
+    _print(as_json, {"sign_in_url": url}, url)
+
+
+@bp.cli.command()
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1))
+@as_json
+def jobs(limit: int, as_json: bool) -> None:
+    """List the jobs, newest first."""
+    _tell_database()
+    connection = db.session.connection()
+    rows, _ = newest_jobs(connection, limit)
+    views = [parts().views.of(row, connection) for row in rows]
+    lines = [
+        f"{iso(view.created_at)}  {view.status:12} {view.condition:7} {view.job_id}  {view.agent_id or '-'}"
+        for view in views
+    ]
+    _print(as_json, {"jobs": [view.as_json() | {"error": view.attempt.error} for view in views]}, *lines)
+
+
+@bp.cli.command()
 @click.option("--pace", default=3.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS")
 @click.option("--fail-at", metavar="FAILED_STEP", help="The step that fails, as a callback would name it.")
 @click.option("--job-id", help="Of the job to rehearse; a new one otherwise.")
 @click.option("--pipeline", default=BUILT_IN, show_default=True, metavar="NAME")
 @click.option("--wait", is_flag=True, help="For a server that is about to start.")
-@with_appcontext
 def rehearse(pace: float, fail_at: str | None, job_id: str | None, pipeline: str, wait: bool) -> None:
     """Send a whole run to the running server, through the sender that workflows use."""
-    known, settings = parts().pipelines, parts().settings
+    known = parts().pipelines
     if pipeline not in known:
         raise click.ClickException(f"no pipeline is called {pipeline}; there are {', '.join(sorted(known))}")
-    if wait:
-        rehearsal.wait_for(settings)
-    rehearsal.play(settings, known[pipeline], pace, fail_at, job_id)
+    rehearsal.play(parts().settings, known[pipeline], pace, fail_at, job_id, wait)
 
 
-@click.command()
+@bp.cli.command()
 def version() -> None:
     """Print the version of Milepost."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     click.echo(f"{project['name']} {project['version']}")
 
 
-@click.command("check")
-@with_appcontext
+@bp.cli.command("check")
 def look() -> None:
     """Say what is wrong with this installation (exit code 1), and what is unwise."""
     ours = parts()
@@ -109,17 +116,82 @@ def look() -> None:
     click.echo(f"Nothing is wrong. Pipelines: {', '.join(sorted(ours.pipelines))}.")
 
 
-@click.command("notify-test")
-@with_appcontext
+@bp.cli.command()
 def notify_test() -> None:
     """Send a message to each of NOTIFY_URLS, and say whether that worked."""
-    if not parts().settings.notify_urls:
+    settings = parts().settings
+    if not settings.notify_urls:
         raise click.ClickException("NOTIFY_URLS is not set")
-    outcome = notify.test(parts())
-    for name, problem in outcome.items():
+    from webapp.services import read_services, send
+
+    text = f"Milepost at {settings.public_url} can reach you here."
+    told = send(read_services(settings.notify_urls), "Test", text, "info")
+    for name, problem in told.items():
         click.echo(f"{name}: {problem or 'told'}")
-    if any(outcome.values()):
+    if any(told.values()):
         raise click.ClickException("not everybody could be told")
+
+
+@bp.cli.command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def back_up(file: Path) -> None:
+    """Copy the database and the made secrets into FILE (mode 0600), beside a running server."""
+    database = _sqlite(f'pg_dump --format=custom --file={file} "$DATABASE_URL"')
+    try:
+        backup.back_up(database, MADE, file)
+    except FAILURES as error:
+        raise click.ClickException(f"no backup was written: {error}") from None
+    made = [name for name in MADE if made_secret(name)]
+    click.echo(f"{file}: the database and {len(made)} made secrets: keep it as secret as they are")
+
+
+@bp.cli.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def restore(file: Path) -> None:
+    """Bring a backup back, where there is no job yet and no other secret was made."""
+    database = _sqlite(f'pg_restore --no-owner --dbname="$DATABASE_URL" {file}')
+    try:
+        found = backup.read_secrets(file, list(MADE))
+        for name, secret in found.items():
+            if made_secret(name) not in ("", secret):
+                raise backup.Refused(f"{MADE[name]} differs from the backup's: nothing is restored")
+        backup.restore(file, database)
+        for name, secret in found.items():
+            keep_secret(name, secret)
+    except FAILURES as error:
+        raise click.ClickException(f"not restored: {error}") from None
+    flask_migrate.upgrade()
+    click.echo(f"restored from {file}")
+
+
+def _sqlite(command: str) -> Path:
+    """The path of the database; PostgreSQL has programs of its own for this."""
+    if db.engine.dialect.name == "sqlite":
+        return Path(db.engine.url.database or "")
+    made = " ".join(str(path) for path in MADE.values() if path.exists())
+    too = f"; and keep a copy of {made}" if made else ""
+    raise click.ClickException(f"for PostgreSQL, run: {command}{too}")
+
+
+@bp.cli.command()
+@click.option("--older-than", "days", required=True, type=click.FloatRange(0), metavar="DAYS")
+@click.option("--dry-run", is_flag=True, help="Only say how many there are.")
+def prune(days: float, dry_run: bool) -> None:
+    """Delete the jobs that are over or lost, of which nothing was heard for DAYS, with their callbacks."""
+    connection = db.session.connection()
+    which = pruning.prunable(time() - days * 86_400, parts().views.clock(connection))
+    if dry_run:
+        click.echo(f"{count_all(connection, which)} jobs would be pruned")
+        return
+    db.session.remove()
+    pruned = 0
+    for removed in pruning.prune(parts().writer, which):
+        if pruned // TELL_EVERY < (pruned + removed) // TELL_EVERY:
+            click.echo(f"{pruned + removed} jobs pruned so far", err=True)
+        pruned += removed
+    if not pruning.give_back(db.engine):
+        click.echo("the file keeps its size: its space is used again", err=True)
+    click.echo(f"{pruned} jobs pruned")
 
 
 def tell_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
@@ -128,6 +200,3 @@ def tell_fault(kind: type[BaseException], fault: BaseException, trace: Traceback
         click.echo(f"Error: DATABASE_URL cannot be used: {reason(fault)}", err=True)
     else:
         sys.__excepthook__(kind, fault, trace)
-
-
-COMMANDS = (link, sign_in, list_jobs, *upkeep.COMMANDS, rehearse, version, look, notify_test)

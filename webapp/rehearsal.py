@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from time import sleep, time
-from typing import Any
 
 import click
 import requests
@@ -15,19 +14,19 @@ from webapp.config import CALLBACK_PATH, ROOT, Settings
 from webapp.rules.pipeline import Pipeline
 
 SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"
-STARTS_WITHIN = 30  # seconds
+TRY_EVERY, TRIES = 0.2, 150  # seconds; while a server starts
 SERVER = {"SERVER_ID": "4711", "SERVER_IP": "192.0.2.7", "TAILSCALE_IP": "100.64.0.7"}
 
 
 def play(
-    settings: Settings, pipeline: Pipeline, pace: float, fail_at: str | None, job_id: str | None
+    settings: Settings, pipeline: Pipeline, pace: float, fail_at: str | None, job_id: str | None, wait: bool
 ) -> None:
     """Register a job and report its milestones, one each `pace` seconds. Raises ClickException."""
-    server, job_id = local(settings), job_id or f"rehearsal-{secrets.token_hex(4)}"
-    click.echo(f"Progress page: {_register(server, settings.operator_token, job_id, pipeline.name)}")
+    job_id = job_id or f"rehearsal-{secrets.token_hex(4)}"
+    click.echo(f"Progress page: {_register(settings, job_id, pipeline.name, TRIES if wait else 1)}")
     environment = {
         **os.environ,
-        "CALLBACK_URL": server + CALLBACK_PATH,
+        "CALLBACK_URL": f"http://{settings.address}{CALLBACK_PATH}",
         "CALLBACK_SECRET": settings.callback_keys[0].decode(),
         "JOB_ID": job_id,
         "GITHUB_RUN_ID": str(int(time() * 1000)),
@@ -44,6 +43,23 @@ def play(
             raise click.ClickException(f"a callback was not delivered: {said.stdout}")
 
 
+def _register(settings: Settings, job_id: str, pipeline: str, tries: int) -> str:
+    """The progress URL of the job, which the server knows from now on."""
+    url = f"http://{settings.address}/api/jobs"
+    job: dict[str, object] = {"job_id": job_id, "agent_id": job_id, "region": "rehearsal"}
+    job |= {"pipeline": pipeline, "dispatch": False}
+    headers = {"Authorization": f"Bearer {settings.operator_token}"}
+    while True:
+        try:
+            answer = requests.post(url, json=job, headers=headers, timeout=10)
+            answer.raise_for_status()
+            return str(answer.json()["progress_url"])
+        except (requests.RequestException, ValueError, KeyError) as error:
+            if (tries := tries - 1) <= 0:
+                raise click.ClickException(f"{url} did not take the job: {error}") from None
+        sleep(TRY_EVERY)
+
+
 def _reports(settings: Settings, pipeline: Pipeline, fail_at: str | None) -> Iterator[dict[str, str]]:
     """What each callback says, as the sender's environment; with `fail_at` up to the step that fails."""
     last = pipeline.failed_at(fail_at, 0) if fail_at else len(pipeline.steps)
@@ -52,45 +68,10 @@ def _reports(settings: Settings, pipeline: Pipeline, fail_at: str | None) -> Ite
         for milestone in step.reached_by:
             if milestone != "provisioning":
                 yield {"STATUS": "provisioning", "STEP": milestone}
-    leaves = SERVER if pipeline.leaves == "server" else {}
     if fail_at:
         error = f"This is a rehearsal: the step {fail_at} was made to fail."
         left = {"SERVER_LEFT": "false"} if pipeline.leaves else {}
         yield {"STATUS": "failed", "FAILED_STEP": fail_at, "ERROR": error, **left}
     else:
-        yield {
-            "STATUS": "running",
-            **leaves,
-            **({"RESULT_URL": settings.public_url} if pipeline.result else {}),
-        }
-
-
-def local(settings: Settings) -> str:
-    """Where the server of this machine listens."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-
-
-def wait_for(settings: Settings) -> None:
-    """Until the server can store a callback, at most STARTS_WITHIN seconds. Raises ClickException."""
-    for _ in range(STARTS_WITHIN * 5):
-        try:
-            if requests.get(f"{local(settings)}/healthz", timeout=5).ok:
-                return
-        except requests.RequestException:
-            pass
-        sleep(0.2)
-    raise click.ClickException(f"no server answers at {local(settings)}")
-
-
-def _register(server: str, token: str, job_id: str, pipeline: str) -> str:
-    """The progress URL of the job, which the server knows from now on."""
-    job: dict[str, Any] = {"job_id": job_id, "agent_id": job_id, "region": "rehearsal"}
-    job |= {"pipeline": pipeline, "dispatch": False}
-    headers = {"Authorization": f"Bearer {token}"}
-    try:
-        answer = requests.post(f"{server}/api/jobs", json=job, headers=headers, timeout=10)
-        answer.raise_for_status()
-        return str(answer.json()["progress_url"])
-    except (requests.RequestException, ValueError, KeyError) as error:
-        raise click.ClickException(f"the server at {server} did not take the job: {error}") from None
+        result = {"RESULT_URL": settings.public_url} if pipeline.result else {}
+        yield {"STATUS": "running", **(SERVER if pipeline.leaves == "server" else {}), **result}

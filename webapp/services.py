@@ -6,42 +6,36 @@ It takes 60 MB and half a second to import, so only those do who have something 
 import logging
 from collections.abc import Collection, Iterable
 
-from apprise import Apprise, AppriseAsset
-from gevent import Timeout
+from apprise import Apprise, AppriseAsset, NotifyBase
+from apprise.logger import NotifyLogEntry
 
-WITHIN = 30  # seconds for one service
+WITHIN = 30  # seconds for all services, which are told side by side
 LONGEST = 200  # characters of a reason
-ASSET = AppriseAsset(app_id="Milepost", async_mode=False)
+ASSET = AppriseAsset(app_id="Milepost")
 logging.getLogger("apprise").propagate = False  # it quotes addresses, and they hold secrets
 
 
-def read_services(addresses: Iterable[str]) -> dict[str, Apprise]:
-    """A sender for each address, by a name that tells no secret; raises ValueError."""
-    found = {}
+def read_services(addresses: Iterable[str]) -> list[NotifyBase]:
+    """What speaks to each address; raises ValueError."""
+    services = []
     for place, address in enumerate(addresses, 1):
         service = Apprise.instantiate(address, asset=ASSET)
         if not service:
             raise ValueError(f"must be Apprise addresses such as mailto://…: number {place} is none")
-        sender = found[f"{service.service_name} {service.url_id()}"] = Apprise(asset=ASSET)  # type: ignore[no-untyped-call]
-        sender.add(service)
-    return found
+        services.append(service)
+    return services
 
 
 def send(
-    services: dict[str, Apprise], title: str, body: str, kind: str, only: Collection[str] = ()
+    services: list[NotifyBase], title: str, body: str, kind: str, only: Collection[str] = ()
 ) -> dict[str, str]:
-    """Why services could not be told, by their names; `only` those, where there are any of that name."""
-    problems = {}
-    for name in [each for each in services if each in only] or list(services):
-        try:
-            with Timeout(WITHIN):
-                said = services[name].notify(body, title, notify_type=kind, body_format="text")
-        except Timeout:
-            problems[name] = f"no answer within {WITHIN} s"
-        except Exception as error:  # a plugin's own
-            problems[name] = type(error).__name__
-        else:
-            if not said:
-                told = [str(entry.message) for entry in said.logs()]
-                problems[name] = (told or ["refused"])[-1][:LONGEST]
-    return problems
+    """Why each could not be told, "" where it was, by names without secrets; `only` those, if any is left."""
+    names = [f"{each.service_name} {each.url_id()}" for each in services]  # type: ignore[no-untyped-call]
+    left = [service for name, service in zip(names, services, strict=True) if name in only]
+    said = Apprise(left or services).notify(body, title, notify_type=kind, body_format="text", timeout=WITHIN)
+    told = {f"{each.name} {each.url_id}": "" if each else _last(each.logs()) for each in said}
+    return told or {"Apprise": _last(said.logs())}
+
+
+def _last(logs: Iterable[NotifyLogEntry]) -> str:
+    return ["refused", *(str(entry.message) for entry in logs)][-1][:LONGEST]
