@@ -1,16 +1,28 @@
 // The operator's pages: a list or a job asks for itself anew at each event of its stream.
 document.getElementById("feed") && (() => {
   const live = document.getElementById("feed"), offline = document.getElementById("away")
-  let source, opened = []
+  const turns = streamTurns(() => setTimeout(() => source || connect(), Math.random() * 1000)) // ms
+  let source = null, asksForTurn = false, opened = []
 
-  // HTTP/1.1 allows six connections: a hidden tab gives its stream back.
-  function connect() {
+  function disconnect() {
     source?.close()
+    source = null
+    turns.giveBack()
+  }
+
+  // HTTP/1.1 allows six connections to a host: a hidden tab gives its stream back, and of many only some have one.
+  async function connect() {
+    if (asksForTurn) return
+    disconnect()
     if (document.hidden) return
+    asksForTurn = true
+    const hasTurn = await turns.take()
+    asksForTurn = false
+    if (!hasTurn || document.hidden) return turns.giveBack()
     source = new EventSource(live.dataset.stream)
     for (const name of live.dataset.events.split(" ")) source.addEventListener(name, refresh)
-    source.addEventListener("done", () => source.close())
-    source.onerror = () => source.readyState == EventSource.CLOSED && setTimeout(refresh, 5000)
+    source.addEventListener("done", disconnect)
+    source.onerror = () => source?.readyState == EventSource.CLOSED && setTimeout(refresh, 5000)
   }
   const refresh = () => document.hidden || htmx.trigger(live, "refresh")
   const lost = () => {
@@ -19,7 +31,7 @@ document.getElementById("feed") && (() => {
     offline.hidden = false
   }
   document.addEventListener("visibilitychange", () => { connect(); refresh() })
-  addEventListener("pagehide", () => source?.close())
+  addEventListener("pagehide", disconnect)
   addEventListener("pageshow", connect)
   addEventListener("offline", lost)
   navigator.onLine || lost()
@@ -32,6 +44,6 @@ document.getElementById("feed") && (() => {
   })
   live.addEventListener("htmx:afterSwap", () => {
     for (const id of opened) document.getElementById(id)?.setAttribute("open", "")
-    if (source.readyState == EventSource.CLOSED && document.getElementById("job")?.dataset.condition != "over") connect()
+    if ((!source || source.readyState == EventSource.CLOSED) && document.getElementById("job")?.dataset.condition != "over") connect()
   })
 })()

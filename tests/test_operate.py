@@ -460,7 +460,7 @@ def test_the_pages_can_be_read_and_used_by_everyone(
 
 
 @pytest.mark.one_database
-def test_hidden_pages_give_their_streams_back_so_that_the_seventh_loads(
+def test_pages_leave_connections_so_that_a_seventh_and_eighth_load(
     browser: Browser, serve: Serve, job_id: str
 ) -> None:
     server = serve()
@@ -484,6 +484,11 @@ def test_hidden_pages_give_their_streams_back_so_that_the_seventh_loads(
     page.evaluate(hide % "false" + tell)
     expect(page.locator("[data-job]")).to_have_attribute("data-status", "failed")
     wait_until(lambda: streams() == 1)
+    for _ in range(7):  # beside each other, in windows of their own
+        another = context.new_page()
+        another.goto(server.url)
+        expect(another.locator("[data-job]")).to_have_count(1)
+    assert streams() < 6
     context.close()
 
 
