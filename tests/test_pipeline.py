@@ -126,13 +126,11 @@ pipelines = st.builds(make, st.integers(2, 12), st.lists(st.integers(1, 3), min_
 def test_the_promises_hold_for_any_pipeline(pipeline: Pipeline, data: st.DataObject) -> None:
     names = [*pipeline.ranks, "failed", "unknown"]
     said = data.draw(st.lists(st.sampled_from(names), max_size=12, unique=True))
+    failed = {"failed_step": data.draw(st.sampled_from(["s1", "x"]))}
     attempt = Attempt("job", 1, 1.0)
     for order, name in enumerate(said):
-        after = receive(
-            attempt,
-            Report("job", name, 100.0 + order, failed_step=data.draw(st.sampled_from(["s1", "x"]))),
-            pipeline,
-        )
+        report = Report("job", name, 100.0 + order, said=failed if name == "failed" else {})
+        after = receive(attempt, report, pipeline)
         assert after.rank >= attempt.rank
         attempt = after
         shown = [step.state for step in steps(attempt, pipeline)]

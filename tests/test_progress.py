@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import permutations, product
+from itertools import chain, pairwise, permutations, product
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from webapp.rules import progress, silence
+from webapp.rules import progress
 from webapp.rules.attempt import Attempt, Report, Run, Step, Word
 from webapp.rules.pipeline import BUILT_IN, load
 from webapp.rules.progress import close, is_stale, receive
@@ -21,8 +21,9 @@ STATES = {"p": "pending", "a": "active", "c": "completed", "e": "error", "x": "c
 MILESTONES = [*RANKS, "failed"]
 
 
-def report(milestone: str | None, **said: Any) -> Report:
-    return replace(Report("job", milestone, arrived_at=100.0), **said)
+def report(milestone: str | None, arrived_at: float = 100.0, **said: Any) -> Report:
+    fields = {name: said.pop(name) for name in ("sent_at", "run") if name in said}
+    return Report("job", milestone, arrived_at, said=said, **fields)
 
 
 def steps(attempt: Attempt) -> list[Step]:
@@ -212,8 +213,11 @@ def test_the_clock_is_silence_without_the_closures(
     heard: float, spans: list[tuple[float, float]], seconds: float
 ) -> None:
     now, closures = 8000.0, [(began, began + lasted) for began, lasted in spans]
+    edges = sorted({heard, *chain.from_iterable(closures)})
     shut = sum(
-        max(0.0, ended - max(began, heard)) for began, ended in silence._merged(closures) if ended <= now
+        ended - began
+        for began, ended in pairwise(edges)
+        if began >= heard and any(since <= began and ended <= until for since, until in closures)
     )
     silent_for = now - heard - shut
     if abs(silent_for - seconds) > 1e-6 and not any(began < heard < ended for began, ended in closures):

@@ -10,7 +10,7 @@ from jinja2 import StrictUndefined
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webapp import cli, config, logs, notify
-from webapp.page import timeline, words
+from webapp.page import words
 from webapp.page.view import Views
 from webapp.parts import Parts
 from webapp.refusals import Refusals
@@ -38,7 +38,7 @@ def create_app() -> Flask:
     settings = config.load(config.environment())
     app = App(__name__, template_folder=config.ROOT / "templates", static_folder=None)
     app.jinja_env.undefined = StrictUndefined
-    app.jinja_env.filters.update(words.FOR_TEMPLATES, **timeline.FOR_TEMPLATES)
+    app.jinja_env.filters.update(words.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback
     app.url_map.converters["id"] = middleware.JobId
     app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from webapp import logs
 from webapp.page.words import headline, moment, report
 from webapp.parts import Parts
-from webapp.rules.events import Transition
+from webapp.rules.silence import Transition
 from webapp.storage.database import reason
 from webapp.storage.notifications import PAUSES, claim, note_silence, settle
 from webapp.storage.transaction import Transaction

@@ -7,7 +7,7 @@ from flask import Response, jsonify, request
 from webapp.app import create_app
 from webapp.parts import parts
 from webapp.routes import callbacks
-from webapp.rules.report import BadReport, parse, read, sent_at
+from webapp.rules.report import BadField, parse, read, sent_at
 from webapp.signing import is_signed
 
 app = create_app()
@@ -22,6 +22,6 @@ def verify() -> Response:
         raise callbacks.Refused(401, "the signature is missing or wrong")
     fields = parse(body)
     if abs(arrived_at - (sent_at(fields) or arrived_at)) > settings.callback_max_skew:
-        raise BadReport("sent_at")
+        raise BadField("sent_at")
     read(fields, body, arrived_at)
     return jsonify(received=True, duplicate=False)

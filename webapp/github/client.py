@@ -17,7 +17,7 @@ from gevent.lock import BoundedSemaphore
 from urllib3.exceptions import HTTPError
 
 from webapp.config import Settings
-from webapp.rules.report import BadReport, parse
+from webapp.rules.report import BadField, parse
 
 CONNECT, READ, TOTAL = 3.05, 10, 15  # seconds
 BOUND = 2 * TOTAL + 5  # seconds after which a dispatch that has no outcome was interrupted
@@ -126,7 +126,7 @@ def _object(status: int, body: bytes) -> dict[str, Any]:
     """Raises Refused where a success is not what GitHub answers."""
     try:
         return parse(body) if body and len(body) <= LARGEST_ANSWER else {}
-    except BadReport:
+    except BadField:
         if status == 200:
             raise Refused(
                 "what answered is not GitHub: no JSON object came with its 200; check DISPATCH_API_URL"

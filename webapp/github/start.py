@@ -10,7 +10,7 @@ from webapp.github.client import BOUND, Refused, dispatch, find_run
 from webapp.rules import progress, silence
 from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline
-from webapp.rules.request import Start
+from webapp.rules.report import Start
 from webapp.rules.silence import Clock
 from webapp.storage.jobs import attempts_of, clock_now, unfinished_of_agent
 from webapp.storage.transaction import Move, Transaction

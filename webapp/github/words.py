@@ -13,7 +13,7 @@ from webapp.config import Settings
 from webapp.github.start import workflow_of
 from webapp.rules.attempt import WAITS_FOR, Run, Word
 from webapp.rules.pipeline import Pipeline
-from webapp.rules.report import BadReport
+from webapp.rules.report import BadField
 
 EARLIEST_TIME = 946_684_800.0  # the year 2000
 LONGEST_TEXT = 2000  # characters
@@ -34,7 +34,7 @@ CONCLUSIONS: dict[str, tuple[str, str | None, str]] = {
 def read_delivery(
     event: str, payload: Mapping[str, Any], settings: Settings, pipelines: Mapping[str, Pipeline], now: float
 ) -> Word | None:
-    """The word of a delivery; None for one that says nothing of a run. Raises BadReport."""
+    """The word of a delivery; None for one that says nothing of a run. Raises BadField."""
     try:
         if event not in ("workflow_run", "workflow_job"):
             return None
@@ -46,7 +46,7 @@ def read_delivery(
         word = _read_job(payload["workflow_job"], now)
         return word and replace(word, repository=repository)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise BadReport(f"{event[:64]}: not the payload that GitHub documents") from None
+        raise BadField(f"{event[:64]}: not the payload that GitHub documents") from None
 
 
 def read_run(

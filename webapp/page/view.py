@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row
@@ -14,7 +14,6 @@ from webapp.rules import progress, silence
 from webapp.rules.attempt import Attempt, Step
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.report import LATEST_TIME
-from webapp.rules.silence import Clock
 from webapp.storage.jobs import clock_now, find, find_attempt, pipeline_of
 from webapp.storage.tables import attempt_from
 
@@ -33,7 +32,7 @@ class View:
     link: int
     attempt: Attempt
     pipeline: Pipeline
-    clock: Clock
+    clock: silence.Clock
     settings: Settings
     newest: int = 0
 
@@ -57,20 +56,33 @@ class View:
         """One of attempt.STATUSES."""
         return self.attempt.status
 
-    @property
-    def error(self) -> str | None:
-        """What went wrong, as a watcher may read it; the operator's pages show `attempt.error`."""
-        return NOT_STARTED if self.attempt.end == "refused" else self.attempt.error
-
     @cached_property
     def condition(self) -> str:
         """One of silence.CONDITIONS; nothing more is expected of an attempt that was superseded."""
         return "over" if self.is_superseded else silence.condition(self.attempt, self.clock)
 
     @cached_property
+    def tone(self) -> str:
+        """What kind of state it is: done, failed, cancelled, replaced, or the condition of what goes on."""
+        if self.attempt.end:
+            end = "done" if self.attempt.end == "running" else "failed"
+            return "cancelled" if self.attempt.was_cancelled else end
+        return "replaced" if self.is_superseded else self.condition
+
+    @property
+    def error(self) -> str | None:
+        """What went wrong, as a watcher may read it; the operator's pages show `attempt.error`."""
+        return NOT_STARTED if self.attempt.end == "refused" else self.attempt.error
+
+    @cached_property
     def steps(self) -> list[Step]:
         """The steps, in order."""
         return progress.steps(self.attempt, self.pipeline)
+
+    @cached_property
+    def at(self) -> int:
+        """The index of the step that the view is about: the active or broken one, or the last."""
+        return min(sum(step.state == "completed" for step in self.steps), len(self.steps) - 1)
 
     @cached_property
     def version(self) -> str:
@@ -85,23 +97,22 @@ class View:
         heard, clock = self.attempt.heard_at, self.clock
         if heard is None or self.condition not in ("live", "quiet"):
             return None
-        before = clock.quiet_before if self.condition == "live" else clock.lost_before
-        return clock.now + heard - before
+        return clock.now + heard - (clock.quiet_before if self.condition == "live" else clock.lost_before)
 
     @property
     def run_url(self) -> str | None:
         """The workflow run's page at GitHub, of this very attempt."""
         attempt = self.attempt
-        if attempt.run and attempt.repository:
-            host = self.settings.dispatch_api_url.removesuffix("/api/v3").replace("//api.", "//")
-            return f"{host}/{attempt.repository}/actions/runs/{attempt.run.id}/attempts/{attempt.run.attempt}"
-        return attempt.run_url
+        if not attempt.run_id or not attempt.repository:
+            return attempt.run_url
+        host = self.settings.dispatch_api_url.removesuffix("/api/v3").replace("//api.", "//")
+        run = f"{attempt.run_id}/attempts/{attempt.run_attempt or 1}"
+        return f"{host}/{attempt.repository}/actions/runs/{run}"
 
     @cached_property
     def _state(self) -> dict[str, Any]:
         """The contract's JSON but for the version and the last sign of life."""
-        attempt = self.attempt
-        expected = None
+        attempt, expected = self.attempt, None
         if attempt.expected_from is not None and not attempt.end:
             expected = {"from": iso(attempt.expected_from), "to": iso(attempt.expected_to)}
         return {
@@ -123,13 +134,7 @@ class View:
             "result_url": attempt.result_url,
             "server_left": attempt.server_left,
             "steps": [
-                {
-                    "id": step.id,
-                    "label": step.label,
-                    "state": step.state,
-                    "started_at": iso(step.started_at),
-                    "finished_at": iso(step.finished_at),
-                }
+                step._asdict() | {"started_at": iso(step.started_at), "finished_at": iso(step.finished_at)}
                 for step in self.steps
             ],
         }
@@ -139,15 +144,13 @@ class View:
         return self._state | {"version": self.version, "last_signal_at": iso(self.attempt.last_signal_at)}
 
 
+@lru_cache(4096)  # a fragment asks for each of its times about three times: 10 % of its rendering
 def iso(seconds: float | None) -> str | None:
     """ISO 8601 in UTC, to the millisecond; the year 9999 is the last that it can name."""
     if seconds is None:
         return None
-    return (
-        datetime.fromtimestamp(min(seconds, LATEST_TIME), UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
+    moment = datetime.fromtimestamp(min(seconds, LATEST_TIME), UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Views:
@@ -157,7 +160,7 @@ class Views:
         self._engine = engine
         self._settings = settings
 
-    def clock(self, connection: Connection | None = None) -> Clock:
+    def clock(self, connection: Connection | None = None) -> silence.Clock:
         """The clock of silence, now."""
         settings = self._settings
         return clock_now(connection, self._engine, settings.quiet_after, settings.lost_after)
@@ -168,18 +171,9 @@ class Views:
         Raises LookupError where the steps are not in memory and there is no connection to read them by.
         """
         attempt = attempt or attempt_from(row)
-        return View(
-            row.job_id,
-            row.agent_id,
-            row.region,
-            row.created_at,
-            row.link,
-            attempt,
-            pipeline_of(connection, attempt.definition),
-            self.clock(connection),
-            self._settings,
-            newest=max(row.attempt, attempt.number),
-        )
+        pipeline, clock = pipeline_of(connection, attempt.definition), self.clock(connection)
+        known = row.job_id, row.agent_id, row.region, row.created_at, row.link, attempt, pipeline, clock
+        return View(*known, self._settings, newest=max(row.attempt, attempt.number))
 
     def find(self, connection: Connection, job_id: str, number: int | None = None) -> View | None:
         """A job's view as of now, of its current attempt or of another one that was opened, or None."""

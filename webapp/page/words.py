@@ -1,15 +1,19 @@
-"""What a watcher reads: a sentence for every step, state and trouble. Pure functions of the View."""
+"""What a watcher reads: a sentence for every step, state and trouble, and one bar. Functions of the View."""
 
+import sys
 from datetime import UTC, datetime
+from inspect import getmembers, isfunction
+from itertools import accumulate
+from typing import NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from webapp.page.view import View
-from webapp.rules import pipeline
+from webapp.page.view import View, iso
 from webapp.rules.attempt import Step
 
 STATES = {"pending": "not started", "active": "in progress", "completed": "done", "error": "failed"}
+STATES_OF_ACTIVE = {"replaced": "unfinished", "waiting": "waiting", "quiet": "no update", "lost": "no update"}
 BLUE = "2456c5"
 SIGNS = {  # by tone: the tab's icon, the badge's colour, and what both say in short
     "done": ("1a7f4b", "✓", "Done"),
@@ -20,105 +24,48 @@ SIGNS = {  # by tone: the tab's icon, the badge's colour, and what both say in s
     "quiet": ("8a5a00", "?", "No update"),
     "lost": ("8a5a00", "!", "No update"),
 }
-WAITS = {  # by what it waits for: the headline, and who acts
-    "approval": ("Waiting for an approval on GitHub", "The run goes on when somebody has approved it."),
-    "run": ("Waiting for another run to end", "GitHub lets this run go on when the other one has ended."),
-    "runner": ("Waiting for a free runner", "GitHub lets the run go on when a runner is free."),
+WAITS = {
+    "approval": "Waiting for an approval on GitHub",
+    "run": "Waiting for another run to end",
+    "runner": "Waiting for a free runner",
 }
 ICON = (
     "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16' fill='#{}'><rect width='16' height='16'"
     " rx='4'/><text x='8' y='12.5' font-family='sans-serif' font-weight='700' font-size='13'"
     " text-anchor='middle' fill='#fff'>{}</text></svg>"
 )
-FOLLOWS = "This page updates by itself."
 LINES, CHARACTERS = 3, 280  # of an error, that stand under the headline
 SLOW, SLOW_STEP = 2, 120.0  # times the usual; seconds of a step of which nothing is usual
 
 
-def step_of(view: View) -> Step:
-    """The step that the view is about: the active or broken one, or the last."""
-    return next((step for step in view.steps if step.state not in ("completed", "pending")), view.steps[-1])
-
-
-def definition_of(view: View) -> pipeline.Step:
-    """The words of that step."""
-    return view.pipeline.steps[view.steps.index(step_of(view))]
-
-
-def tone(view: View) -> str:
-    """What kind of state it is: a key of SIGNS, or "live"."""
-    if view.attempt.was_cancelled:
-        return "cancelled"
-    silent = "replaced" if view.is_superseded else view.condition
-    return {"failed": "failed", "running": "done"}.get(view.status, silent)
-
-
 def headline(view: View) -> str:
     """What is happening now, in one sentence."""
-    step, settings = definition_of(view), view.settings
+    attempt, step, settings = view.attempt, view.pipeline.steps[view.at], view.settings
+    cancelled = "The operator closed this job" if attempt.end == "closed" else "The run was cancelled"
     silence = settings.quiet_after if view.condition == "quiet" else settings.lost_after
     return {
-        "cancelled": _cancelled(view),
+        "cancelled": "The run reached its time limit" if attempt.failed_step == "timed_out" else cancelled,
         "failed": step.went_wrong or f"{step.label} failed",
         "done": view.pipeline.done or "Done",
         "replaced": f"Attempt {view.newest} has replaced this one",
-        "waiting": WAITS[view.attempt.waiting_for or "runner"][0],
+        "waiting": WAITS[attempt.waiting_for or "runner"],
         "live": step.now or step.label,
-    }.get(tone(view), f"No update for more than {duration(silence)}")
-
-
-def _cancelled(view: View) -> str:
-    if view.attempt.end == "closed":
-        return "The operator closed this job"
-    timed_out = view.attempt.failed_step == "timed_out"
-    return "The run reached its time limit" if timed_out else "The run was cancelled"
-
-
-def notes(view: View) -> list[str]:
-    """What that means, whether something was left behind, and who acts next."""
-    kind, last = tone(view), f"Last known step: {step_of(view).label}."
-    again = "" if view.is_superseded else "The operator can start a new attempt. It will appear here."
-    cancelled = "Nothing is known to be broken."
-    if view.attempt.end == "closed":
-        cancelled = "A run on GitHub may still go on." if view.attempt.run else ""
-    said = {
-        "waiting": [f"{WAITS[view.attempt.waiting_for or 'runner'][1]} {FOLLOWS}"],
-        "quiet": [f"{last} The run may be slow, or cut off from the network. {FOLLOWS}"],
-        "lost": [f"{last} The run has probably stopped. {left_behind(view)}"],
-        "failed": [left_behind(view), again],
-        "cancelled": [cancelled, left_behind(view), again],
-        "replaced": ["It never reported an end.", left_behind(view)],
-        "done": [f"All {len(view.steps)} steps are done. You can close this page."],
-    }.get(kind, [])
-    return [note for note in said if note]
-
-
-def left_behind(view: View) -> str:
-    """Whether what the pipeline may leave still exists, as a callback has said; never before step two."""
-    thing = view.pipeline.leaves
-    if not thing or step_of(view) is view.steps[0]:
-        return ""
-    article = "an" if thing[0].lower() in "aeiou" else "a"
-    return {
-        True: f"The {thing} still exists.",
-        False: f"No {thing} is left.",
-        None: f"We don't know whether {article} {thing} still exists.",
-    }[view.attempt.server_left]
-
-
-def needs_help(view: View) -> bool:
-    """Whether to say whom a watcher may ask."""
-    return not view.is_superseded and tone(view) in ("failed", "cancelled", "quiet", "lost")
+    }.get(view.tone, f"No update for more than {duration(silence)}")
 
 
 def slow_at(view: View) -> float:
     """When the present step has become slow, in Unix seconds: then the page says why that may be."""
-    attempt, step = view.attempt, step_of(view)
+    attempt, step = view.attempt, view.steps[view.at]
     if not attempt.rank and attempt.heard_at is None:
         return attempt.opened_at + view.settings.quiet_after
-    usual = (attempt.usual or {}).get(step.id)
-    began = step.started_at or attempt.heard_at or attempt.opened_at
-    return began + (SLOW * usual[0] + 10 if usual else SLOW_STEP)
+    began, usual = step.started_at or attempt.heard_at or attempt.opened_at, _usual(view)
+    return began + (SLOW * usual + 10 if usual is not None else SLOW_STEP)
+
+
+def _usual(view: View) -> float | None:
+    """The usual seconds of the step that the view is about."""
+    known = (view.attempt.usual or {}).get(view.steps[view.at].id)
+    return known[0] if known else None
 
 
 def reason(view: View) -> str:
@@ -134,44 +81,25 @@ def state(view: View, step: Step) -> str:
     if step.state == "completed" and step.started_at is None:
         return "passed"
     if step.state == "active":
-        words = {"replaced": "unfinished", "waiting": "waiting", "quiet": "no update", "lost": "no update"}
-        return words.get(tone(view), STATES["active"] if view.attempt.rank else "waiting")
+        return STATES_OF_ACTIVE.get(view.tone, STATES["active"] if view.attempt.rank else "waiting")
     unreached = step.state == "pending" and view.condition == "over"
     return "not reached" if unreached else STATES.get(step.state, step.state)
 
 
-def tab_title(view: View) -> str:
-    """The tab's title: how far, which agent."""
-    return f"{in_short(view)} · {view.name}"
-
-
-def spoken(view: View) -> str:
-    """What a screen reader says when the state has changed."""
-    said = headline(view).removesuffix(".") + "."
-    return f"{said} {reason(view)}" if view.status == "failed" else said
-
-
-def in_short(view: View) -> str:
-    """How far, in a few words; the badge's text."""
-    if known := SIGNS.get(tone(view)):
-        return known[2]
-    return f"Step {view.steps.index(step_of(view)) + 1} of {len(view.steps)}"
-
-
-def colour(view: View) -> str:
-    """The colour of the tab's icon and of the badge, without its #."""
-    return SIGNS.get(tone(view), (BLUE,))[0]
+def sign(view: View) -> tuple[str, str, str]:
+    """A colour (without its #), one letter, and how far the job is, in a few words."""
+    step = str(view.at + 1)
+    return SIGNS.get(view.tone, (BLUE, step, f"Step {step} of {len(view.steps)}"))
 
 
 def icon(view: View) -> Markup:
     """The tab's icon as the address of a picture: a colour and one sign."""
-    colour, sign, _ = SIGNS.get(tone(view), (BLUE, str(view.steps.index(step_of(view)) + 1), ""))
-    return Markup("data:image/svg+xml," + quote(ICON.format(colour, sign), safe=" =:/'"))  # noqa: S704 - ours
+    return Markup("data:image/svg+xml," + quote(ICON.format(*sign(view)), safe=" =:/'"))  # noqa: S704 - ours
 
 
 def report(view: View) -> str:
     """A few lines to send to whoever may help."""
-    step, heard = step_of(view), view.attempt.last_signal_at
+    step, heard = view.steps[view.at], view.attempt.last_signal_at
     lines = {
         "Job": view.job_id,
         "About": view.name if view.name != view.job_id else None,
@@ -182,6 +110,36 @@ def report(view: View) -> str:
         "Run": view.run_url if len(view.run_url or "") <= 300 else None,  # the page stays below 60 kB
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+
+
+class Bar(NamedTuple):
+    """How far the bar has come, of 100; and where it moves, from which mark to which, between two moments."""
+
+    value: float
+    low: float = 0
+    high: float = 0
+    start: float | None = None
+    end: float | None = None
+
+
+def bar(view: View) -> Bar:
+    """The one bar: each step is as long as it usually takes, or as any other where that is not known."""
+    attempt, step, usual, known = view.attempt, view.steps[view.at], _usual(view), view.attempt.usual or {}
+    lengths = [known[each.id][0] for each in view.steps if each.id in known]
+    if len(lengths) < len(view.steps) or not sum(lengths):
+        lengths = [1.0] * len(view.steps)
+    marks = [100 * mark / sum(lengths) for mark in accumulate(lengths, initial=0.0)]
+    low, high = marks[view.at : view.at + 2]
+    if step.state == "completed" or not usual or step.started_at is None:
+        return Bar(100.0 if step.state == "completed" else round(low, 1))
+    heard = attempt.heard_at or 0
+    until = min(view.now, heard + view.settings.quiet_after) if heard else view.now
+    if view.condition in ("waiting", "over"):
+        until = max(attempt.ended_at or 0, heard)
+    value = round(low + (high - low) * min(max(until - step.started_at, 0) / usual, 1), 1)
+    if view.condition != "live":
+        return Bar(value)
+    return Bar(value, round(low, 1), round(high, 1), step.started_at, step.started_at + usual)
 
 
 def duration(seconds: float) -> str:
@@ -212,10 +170,4 @@ def clock(view: View, seconds: float) -> str:
     return text[13:] if text[:11] == today[:11] else text
 
 
-FOR_TEMPLATES = {
-    word.__name__: word
-    for word in (
-        clock, colour, duration, headline, icon, in_short, moment, needs_help, notes, reason, report, roughly,
-        slow_at, spoken, state, step_of, tab_title, tone,
-    )
-}  # fmt: skip
+FOR_TEMPLATES = {"iso": iso, **dict(getmembers(sys.modules[__name__], isfunction))}

@@ -15,14 +15,20 @@ from webapp.page.view import View, iso
 from webapp.parts import parts
 from webapp.routes import guard
 from webapp.rules.attempt import STATUSES
-from webapp.rules.report import BadReport, parse
-from webapp.rules.request import BadField, name_of, read_start
+from webapp.rules.report import ID, WHOLE, BadField, checked, one_of, parse, read_start
 from webapp.rules.silence import CONDITIONS
 from webapp.storage.jobs import BadMark, Wanted, callbacks_of, newest_jobs
 from webapp.storage.tables import db
 
 LARGEST_PAGE = 200
 FILTERS = ("status", "condition", "agent_id", "pipeline", "run_id", "since", "limit", "before")
+QUERY = {
+    "status": one_of(STATUSES),
+    "condition": one_of(CONDITIONS),
+    "agent_id": ID,
+    "pipeline": ID,
+    "run_id": WHOLE,
+}
 PARAMETERS = {"api.several": FILTERS, "api.callbacks": ("limit", "before")}  # the other calls have none
 
 bp = Blueprint("api", __name__, url_prefix="/api/jobs")
@@ -114,18 +120,8 @@ def callbacks(job_id: str) -> Response:
 def several() -> Response:
     """A page of jobs, newest first, and the mark of the next."""
     asked, ours, connection = request.args, parts(), db.session.connection()
-    run_id, since = asked.get("run_id", ""), asked.get("since")
-    if not re.fullmatch("[0-9]{0,20}", run_id):
-        raise BadField("run_id: not a whole number of at most 20 digits")
-    wanted = Wanted(
-        ours.views.clock(connection),
-        status=_one_of(asked, "status", STATUSES),
-        condition=_one_of(asked, "condition", CONDITIONS),
-        agent_id=name_of(asked, "agent_id"),
-        pipeline=name_of(asked, "pipeline"),
-        run_id=run_id and (run_id.lstrip("0") or "0"),
-        since=_moment(since) if since else None,
-    )
+    since = _moment(asked["since"]) if asked.get("since") else None
+    wanted = Wanted(ours.views.clock(connection), since=since, **checked(asked, QUERY))
     rows, before = newest_jobs(connection, _limit(asked), asked.get("before"), wanted)
     return jsonify(jobs=[as_json(ours.views.of(row, connection)) for row in rows], before=before)
 
@@ -135,13 +131,6 @@ def _limit(asked: Mapping[str, str]) -> int:
     if not re.fullmatch("[0-9]{1,3}", limit) or not 1 <= int(limit) <= LARGEST_PAGE:
         raise BadField(f"limit: not a whole number from 1 to {LARGEST_PAGE}")
     return int(limit)
-
-
-def _one_of(asked: Mapping[str, str], name: str, words: tuple[str, ...]) -> str | None:
-    value = asked.get(name) or None
-    if value is not None and value not in words:
-        raise BadField(f"{name}: not one of {', '.join(words)}")
-    return value
 
 
 def _moment(text: str) -> float:
@@ -166,7 +155,6 @@ def as_json(view: View) -> dict[str, Any]:
     }
 
 
-@bp.errorhandler(BadReport)
 @bp.errorhandler(BadField)
 def bad_field(error: ValueError) -> tuple[Response, int]:
     """Name the field."""

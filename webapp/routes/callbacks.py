@@ -11,7 +11,7 @@ from webapp.config import CALLBACK_PATH
 from webapp.github import runs
 from webapp.parts import parts
 from webapp.routes.middleware import note
-from webapp.rules.report import BadReport, parse, read, sent_at
+from webapp.rules.report import BadField, parse, read, sent_at
 from webapp.signing import is_signed
 
 bp = Blueprint("callbacks", __name__)
@@ -107,8 +107,8 @@ def refused(error: Refused) -> Response:
     return _say(error.status, str(error))
 
 
-@bp.errorhandler(BadReport)
-def bad_report(error: BadReport) -> Response:
+@bp.errorhandler(BadField)
+def bad_field(error: BadField) -> Response:
     """Name the field."""
     return _say(400, str(error))
 

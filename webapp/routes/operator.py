@@ -17,8 +17,7 @@ from webapp.routes import guard
 from webapp.routes.middleware import event_stream, say
 from webapp.rules import attempt, silence
 from webapp.rules.pipeline import BUILT_IN
-from webapp.rules.report import ID_RULE, JOB_ID
-from webapp.rules.request import FIELDS, BadField, read_start
+from webapp.rules.report import ID_RULE, JOB_ID, START, BadField, read_start
 from webapp.storage.jobs import (
     MOST_COUNTED,
     BadMark,
@@ -93,7 +92,7 @@ def job_events(job_id: str) -> Response:
 def create() -> ResponseReturnValue:
     """Start a job from the form; what GitHub refused is told by the job itself."""
     ours = parts()
-    fields: dict[str, Any] = {name: request.form.get(name, "").strip() for name in FIELDS}
+    fields: dict[str, Any] = {name: request.form.get(name, "").strip() for name in START}
     try:
         asked = read_start(fields | {"dispatch": "dispatch" in request.form}, ours.pipelines)
         g.job_id = asked.job_id

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 STATUSES = ("queued", "provisioning", "running", "failed")
 CANCELLATIONS = ("cancelled", "timed_out")
@@ -21,26 +21,16 @@ class Run(NamedTuple):
         return int(self.id), int(self.attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What one callback says; `milestone` is None for a heartbeat."""
+class Report(NamedTuple):
+    """What one callback says; a heartbeat has no milestone; `said` has values for fields of the attempt."""
 
     job_id: str
     milestone: str | None
     arrived_at: float
     sent_at: float | None = None
     run: Run | None = None
-    repository: str | None = None
     pipeline: str | None = None
-    subject: str | None = None
-    note: str | None = None
-    failed_step: str | None = None
-    error: str | None = None
-    server_left: bool | None = None
-    result_url: str | None = None
-    server_id: str | None = None
-    server_ip: str | None = None
-    tailscale_ip: str | None = None
+    said: Mapping[str, Any] = {}
     body: str = "{}"
 
     @property
@@ -136,8 +126,7 @@ class Attempt(NamedTuple):
         return self.end in ("failed", "closed") and self.failed_step in CANCELLATIONS
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One of the stages a person sees."""
 
     id: str

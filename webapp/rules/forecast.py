@@ -4,11 +4,10 @@ Times are seconds, moments Unix seconds.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable
 from statistics import median, quantiles
 
-from webapp.rules.attempt import Attempt, Step
+from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.progress import steps
 
@@ -31,17 +30,12 @@ def learn(finished: Iterable[tuple[Attempt, Pipeline]]) -> Usual | None:
             if start is not None and end is not None and attempt.ended_at is not None:
                 took[name].append(max(end - start, 0))
                 rest[name].append(max(attempt.ended_at - start, 0))
-    return {
-        name: [round(number, 1) for number in (median(took[name]), *_most(rest[name]))]
-        for name in took
-        if len(took[name]) >= LEAST
-    } or None
-
-
-def _most(times: list[float]) -> tuple[float, float]:
-    """Between which four of five lie."""
-    tenths = quantiles(times, n=10, method="inclusive")
-    return tenths[0], tenths[-1]
+    usual = {}
+    for name in took:
+        if len(took[name]) >= LEAST:
+            tenths = quantiles(rest[name], n=10, method="inclusive")
+            usual[name] = [round(number, 1) for number in (median(took[name]), tenths[0], tenths[-1])]
+    return usual or None
 
 
 def expect(attempt: Attempt, pipeline: Pipeline) -> Attempt:
@@ -52,23 +46,3 @@ def expect(attempt: Attempt, pipeline: Pipeline) -> Attempt:
         return attempt._replace(expected_from=None, expected_to=None)
     _, soonest, latest = known
     return attempt._replace(expected_from=active.started_at + soonest, expected_to=active.started_at + latest)
-
-
-def edges(usual: Usual | None, shown: Sequence[Step]) -> list[float]:
-    """Where the steps begin on a bar of 100, and its end: by usual times, or in equal parts."""
-    medians = [times[0] for step in shown if (times := (usual or {}).get(step.id))]
-    if len(medians) < len(shown) or not sum(medians):
-        medians = [1.0] * len(shown)
-    total = sum(medians)
-    return [0.0, *(100 * end / total for end in accumulate(medians))]
-
-
-def position(usual: Usual | None, shown: Sequence[Step], until: float | None) -> float:
-    """How far the bar has come, of 100; within a step by its usual time, never past what is reported."""
-    at = sum(step.state == "completed" for step in shown)
-    marks = edges(usual, shown)
-    known = (usual or {}).get(shown[at].id) if at < len(shown) else None
-    started = shown[at].started_at if at < len(shown) else None
-    if not known or not known[0] or started is None or until is None:
-        return marks[at]
-    return marks[at] + (marks[at + 1] - marks[at]) * min(max(until - started, 0) / known[0], 1)

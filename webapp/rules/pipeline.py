@@ -9,8 +9,8 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,8 +20,13 @@ BUILT_IN = "provision-agent"
 INPUTS = ("job_id", "agent_id", "region", "callback_url")
 ENDS = ("running", "failed")  # callbacks with these statuses end an attempt, so no step is reached by them
 FEWEST, MOST = 2, 12  # steps
-LONGEST_LABEL, LONGEST_SENTENCE, LONGEST_MILESTONE = 40, 200, 64  # characters
-SENTENCES = ("now", "if_slow", "went_wrong", "covers")
+LONGEST = {
+    "label": 40,
+    "reached_by": 64,
+    "failed_by": 64,
+    "inputs": 64,
+}  # characters; a sentence may have more
+LONGEST_SENTENCE = 200
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _STEP_ID = re.compile(r"[a-z0-9_]{1,32}")
 _WORKFLOW = re.compile(r"[A-Za-z0-9._-]{1,100}\.ya?ml|[0-9]{1,20}")
@@ -33,7 +38,7 @@ class BadPipeline(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """One stage that a person sees; sentences are "" where the file has none."""
+    """One stage that a person sees, as its table in the file has it; sentences are "" where it has none."""
 
     id: str
     label: str
@@ -47,7 +52,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A whole file, checked; optional texts are "" where the file has none."""
+    """A whole file, checked; optional texts are "" where it has none."""
 
     name: str
     steps: tuple[Step, ...]
@@ -66,15 +71,13 @@ class Pipeline:
 
     def failed_at(self, failed_step: str, rank: int) -> int:
         """The index of the step on which a failure stands, at `rank`."""
-        return min(max(self._mapped(failed_step), rank, 1), len(self.steps) - 1)
-
-    def _mapped(self, failed_step: str) -> int:
-        """By the exact name first, then by the longest pattern; 0 where the name says nothing."""
-        patterns = [(name, i) for i, step in enumerate(self.steps) for name in step.failed_by]
-        for name, i in sorted(patterns, key=lambda each: (each[0].endswith("*"), -len(each[0]))):
-            if failed_step == name or (name.endswith("*") and failed_step.startswith(name[:-1])):
-                return i
-        return 0
+        names = [(name, i) for i, step in enumerate(self.steps) for name in step.failed_by]
+        exact = [(len(name), i) for name, i in names if name == failed_step and name[-1] != "*"]
+        longer = [
+            (len(name), i) for name, i in names if name[-1] == "*" and failed_step.startswith(name[:-1])
+        ]
+        _, mapped = max(exact or longer, default=(0, 0))
+        return min(max(mapped, rank, 1), len(self.steps) - 1)
 
     @cached_property
     def content(self) -> str:
@@ -89,12 +92,13 @@ class Pipeline:
 
 def from_content(content: str) -> Pipeline:
     """The pipeline that `Pipeline.content` was made of."""
-    fields = json.loads(content)
-    steps = tuple(
-        Step(**step | {"reached_by": tuple(step["reached_by"]), "failed_by": tuple(step["failed_by"])})
-        for step in fields["steps"]
-    )
-    return Pipeline(**fields | {"steps": steps, "inputs": tuple(fields["inputs"])})
+    table = json.loads(content)
+    steps = tuple(Step(**_frozen(step)) for step in table["steps"])
+    return Pipeline(**_frozen(table) | {"steps": steps})
+
+
+def _frozen(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def load(folder: Path | None) -> dict[str, Pipeline]:
@@ -108,108 +112,73 @@ def load(folder: Path | None) -> dict[str, Pipeline]:
 
 
 def _read(path: Path) -> Pipeline:
-    if not _NAME.fullmatch(path.stem):
-        raise BadPipeline(f"{path}: the name is not 1 to 32 of a-z 0-9 -, the first a letter")
     try:
+        _must(_NAME.fullmatch(path.stem), "the name is not 1 to 32 of a-z 0-9 -, the first a letter")
         return _pipeline(path.stem, tomllib.loads(path.read_bytes().decode()))
     except OSError as error:
         reason = str(error.strerror)
     except UnicodeDecodeError:
         reason = "not UTF-8"
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         reason = f"not TOML: {error}"
-    except RecursionError:
-        reason = "not TOML: nested too deeply"
     except ValueError as error:
         reason = str(error)
     raise BadPipeline(f"{path}: {reason}")
 
 
-def _pipeline(name: str, given: Mapping[str, Any]) -> Pipeline:
-    texts = ("title", "done", "result", "leaves")
-    _known(given, (*texts, "inputs", "workflow", "steps"), "")
-    tables = given.get("steps")
-    if not isinstance(tables, list) or not FEWEST <= len(tables) <= MOST:
-        raise ValueError(f"steps: not {FEWEST} to {MOST} tables [[steps]]")
-    steps = tuple(_step(table, i) for i, table in enumerate(tables))
-    for key, all_of in (
-        ("id", [step.id for step in steps]),
-        ("label", [step.label for step in steps]),
-        ("reached_by", list(chain.from_iterable(step.reached_by for step in steps))),
-        ("failed_by", list(chain.from_iterable(step.failed_by for step in steps))),
-    ):
-        for value, times in Counter(all_of).items():
-            if times > 1:
-                raise ValueError(f"{key}: {value!r} stands twice")
-    workflow = given.get("workflow", "" if name == BUILT_IN else f"{name}.yml")
-    if (workflow or "workflow" in given) and not (
-        isinstance(workflow, str) and _WORKFLOW.fullmatch(workflow)
-    ):
-        raise ValueError("workflow: not the name of a workflow's file, such as deploy-site.yml")
-    inputs = _texts(given, "inputs", "", INPUTS, LONGEST_MILESTONE)
-    if not set(inputs) <= set(INPUTS) or len(set(inputs)) < len(inputs):
-        raise ValueError(f"inputs: not some of {', '.join(INPUTS)}, each once")
-    sentences = {key: _text(given, key, "", LONGEST_SENTENCE) for key in texts}
-    return Pipeline(name, steps, workflow=workflow, inputs=inputs, **sentences)
+def _must(holds: object, says: str) -> None:
+    if not holds:
+        raise ValueError(says)
 
 
-def _step(given: object, index: int) -> Step:
-    if not isinstance(given, dict):
-        raise ValueError("steps: not tables")
-    id = given.get("id")
-    where = f"step {index + 1}" + (f" ({id[:32]})" if isinstance(id, str) else "") + ": "
-    _known(given, ("id", "label", "reached_by", "failed_by", *SENTENCES), where)
-    if not isinstance(id, str) or not _STEP_ID.fullmatch(id):
-        raise ValueError(f"{where}id: not 1 to 32 of a-z 0-9 _")
-    if not index and "reached_by" in given:
-        raise ValueError(f"{where}reached_by: the first step is active from the start, so it has none")
-    reached_by = _texts(given, "reached_by", where, (id,) if index else (), LONGEST_MILESTONE)
-    if any(name in ENDS for name in reached_by):
-        raise ValueError(f"{where}reached_by: running and failed end an attempt and reach no step")
-    if index and not reached_by:
-        raise ValueError(f"{where}reached_by: empty, so nothing could ever reach the step")
-    failed_by = _texts(given, "failed_by", where, (id, f"{id}_*"), LONGEST_MILESTONE)
-    if any("*" in name[:-1] for name in failed_by):
-        raise ValueError(f"{where}failed_by: * stands only at the end")
-    label = _text(given, "label", where, LONGEST_LABEL)
-    if not label:
-        raise ValueError(f"{where}label: required")
-    return Step(
-        id,
-        label,
-        tuple("provisioning" if name == "in_progress" else name for name in reached_by),
-        failed_by,
-        **{key: _text(given, key, where, LONGEST_SENTENCE) for key in SENTENCES},
-    )
+def _checked(given: Mapping[str, Any], kind: type[Pipeline | Step]) -> dict[str, Any]:
+    """A table by the fields of its class, each a text of one line, or several of them."""
+    known = {field.name: field.type for field in fields(kind) if field.name not in ("name", "steps")}
+    for key, value in given.items():
+        longest = LONGEST.get(key, LONGEST_SENTENCE)
+        _must(key in known, f"{key}: unknown; known are {', '.join(known)}")
+        is_list = known[key] is not str
+        _must(isinstance(value, list) or not is_list, f"{key}: not a list of texts")
+        for text in value if is_list else [value]:
+            _must(isinstance(text, str) and text.isprintable(), f"{key}: not a text of one line")
+            _must(text.strip() and len(text) <= longest, f"{key}: not 1 to {longest} characters")
+    return _frozen(given)
 
 
-def _known(given: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
-    for key in given:
-        if key not in keys:
-            raise ValueError(f"{where}{key}: unknown; known are {', '.join(keys)}")
+def _pipeline(name: str, given: dict[str, Any]) -> Pipeline:
+    tables, steps = given.pop("steps", None), []
+    are_tables = isinstance(tables, list) and all(isinstance(table, dict) for table in tables)
+    _must(are_tables and FEWEST <= len(tables) <= MOST, f"steps: not {FEWEST} to {MOST} tables [[steps]]")
+    for index, table in enumerate(tables):
+        try:
+            steps.append(_step(table, index))
+        except ValueError as error:
+            raise ValueError(f"step {index + 1} ({str(table.get('id'))[:32]}): {error}") from None
+    for key in ("id", "label", "reached_by", "failed_by"):
+        values = [getattr(step, key) for step in steps]
+        texts = chain.from_iterable(values) if isinstance(values[0], tuple) else values
+        for text, times in Counter(texts).items():
+            _must(times == 1, f"{key}: {text!r} stands twice")
+    own = {} if name == BUILT_IN else {"workflow": f"{name}.yml"}
+    pipeline = Pipeline(name, tuple(steps), **own | _checked(given, Pipeline))
+    is_file = not pipeline.workflow or _WORKFLOW.fullmatch(pipeline.workflow)
+    _must(is_file, "workflow: not the name of a workflow's file, such as deploy-site.yml")
+    is_some = set(pipeline.inputs) <= set(INPUTS) and len(set(pipeline.inputs)) == len(pipeline.inputs)
+    _must(is_some, f"inputs: not some of {', '.join(INPUTS)}, each once")
+    return pipeline
 
 
-def _text(given: Mapping[str, Any], key: str, where: str, longest: int) -> str:
-    value = given.get(key, "")
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError(f"{where}{key}: not a text of one line")
-    if len(value) > longest or (key in given and not value.strip()):
-        raise ValueError(f"{where}{key}: not 1 to {longest} characters")
-    return value
-
-
-def _texts(
-    given: Mapping[str, Any], key: str, where: str, default: tuple[str, ...], longest: int
-) -> tuple[str, ...]:
-    values = given.get(key, default)
-    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{where}{key}: not a list of texts")
-    if not all(value.isprintable() and 1 <= len(value) <= longest for value in values):
-        raise ValueError(f"{where}{key}: not texts of 1 to {longest} characters")
-    return tuple(values)
-
-
-def milestones(pipeline: Pipeline) -> Iterator[str]:
-    """One milestone for each step after the first, in order: what a rehearsal reports."""
-    for step in pipeline.steps[1:]:
-        yield step.reached_by[0]
+def _step(given: Mapping[str, Any], index: int) -> Step:
+    table = _checked(given, Step)
+    id = table.get("id", "")
+    _must(_STEP_ID.fullmatch(id), "id: not 1 to 32 of a-z 0-9 _")
+    _must("label" in table, "label: required")
+    is_free = index or "reached_by" not in table
+    _must(is_free, "reached_by: the first step is active from the start, so it has none")
+    reached_by = table.get("reached_by", (id,) if index else ())
+    _must(reached_by or not index, "reached_by: empty, so nothing could ever reach the step")
+    _must(not set(reached_by) & set(ENDS), "reached_by: running and failed end an attempt and reach no step")
+    table["reached_by"] = tuple("provisioning" if name == "in_progress" else name for name in reached_by)
+    step = Step(**{"failed_by": (id, f"{id}_*"), **table})
+    _must(not any("*" in name[:-1] for name in step.failed_by), "failed_by: * stands only at the end")
+    return step

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from webapp.rules import progress
 from webapp.rules.attempt import Attempt, Report
 from webapp.rules.pipeline import BUILT_IN
-from webapp.rules.report import BadReport
+from webapp.rules.report import BadField
 from webapp.storage import jobs as reads
 from webapp.storage.tables import callbacks
 from webapp.storage.transaction import Move, Transaction
 
 
-class UnknownPipeline(BadReport):
+class UnknownPipeline(BadField):
     """A callback would register a job of a pipeline that this server does not have."""
 
 

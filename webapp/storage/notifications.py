@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, func, select, tuple_, update
 
-from webapp.rules.events import Transition
-from webapp.rules.silence import Clock
+from webapp.rules.silence import Clock, Transition
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, marks, notifications
 

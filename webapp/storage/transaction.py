@@ -24,9 +24,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
 from webapp.rules.attempt import Attempt
-from webapp.rules.events import Transition, transitions
 from webapp.rules.forecast import expect
 from webapp.rules.pipeline import Pipeline
+from webapp.rules.silence import Transition, transitions
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
 from webapp.storage.tables import (

@@ -25,8 +25,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from webapp.config import Settings
 from webapp.rules.attempt import Report
-from webapp.rules.events import Transition
 from webapp.rules.pipeline import Pipeline
+from webapp.rules.silence import Transition
 from webapp.storage.arrivals import Receipt, receive
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
 from webapp.storage.transaction import Changes, Transaction
