@@ -30,7 +30,7 @@ def deliver(
     event: str,
     payload: Mapping[str, Any],
 ) -> list[str]:
-    """Take a delivery of GitHub's; the ids of the jobs that it is about. Raises BadReport."""
+    """Take a delivery of GitHub's; the ids of the jobs that it is about. Raises BadField."""
     word = read_delivery(event, payload, settings, pipelines, time())
     return writer.run(lambda transaction: hear(transaction, word)) if word else []
 
