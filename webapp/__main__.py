@@ -41,12 +41,10 @@ def main() -> None:
             db.engine.dispose()
             _try_to_listen(parts().settings)
             print(f"Sign in: {sign_in_url(parts())}", flush=True)
-    except config.BadSetting as error:
-        sys.exit(f"milepost: {error}")
     except SQLAlchemyError as error:
         sys.exit(f"milepost: DATABASE_URL cannot be used: {reason(error)}")
-    except OSError as error:
-        sys.exit(f"milepost: {error.filename or ''} {error.strerror}".replace("  ", " "))
+    except (config.BadSetting, OSError) as error:
+        sys.exit(f"milepost: {error}")
     if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both

@@ -25,18 +25,15 @@ from webapp.streams.frames import frame_maker
 from webapp.streams.hub import Hub
 
 
-class App(Flask):
-    """Flask, whose log names no path: it may hold a token."""
-
-    def log_exception(self, exc_info: Any) -> None:
-        """The traceback, with the request's id."""
-        logs.log.error("exception", exc_info=exc_info)
+def _log_exception(exc_info: Any) -> None:  # Flask's own line names the path, which may hold a token
+    logs.log.error("exception", exc_info=exc_info)
 
 
 def create_app() -> Flask:
     """The app, as the environment has it; raises `config.BadSetting`."""
     settings = config.load(config.environment())
-    app = App(__name__, template_folder=config.ROOT / "templates", static_folder=None)
+    app = Flask(__name__, template_folder=config.ROOT / "templates", static_folder=None)
+    app.log_exception = _log_exception  # type: ignore[method-assign]
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.filters.update(words.FOR_TEMPLATES)
     app.url_map.merge_slashes = False  # nobody is redirected, least of all a callback

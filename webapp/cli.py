@@ -12,7 +12,6 @@ from types import TracebackType
 import click
 import flask_migrate
 from flask import Blueprint
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import check, rehearsal
@@ -20,7 +19,7 @@ from webapp.config import MADE, ROOT, keep_secret, made_secret
 from webapp.page.view import iso
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
-from webapp.rules.pipeline import BUILT_IN
+from webapp.services import send
 from webapp.storage import backup, pruning
 from webapp.storage.database import reason
 from webapp.storage.jobs import count_all, link_of, newest_jobs
@@ -30,6 +29,7 @@ FAILURES = (backup.Refused, OSError, EOFError, sqlite3.Error, tarfile.TarError)
 TELL_EVERY = 1000  # pruned jobs
 
 bp = Blueprint("cli", __name__, cli_group=None)
+bp.cli.add_command(rehearsal.rehearse)
 as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
@@ -40,8 +40,7 @@ def _print(as_json: bool, members: dict[str, object], *lines: str) -> None:
 
 def _tell_database() -> None:
     """On stderr: a terminal without the server's settings would answer from another database."""
-    url = make_url(parts().settings.database_url).render_as_string()
-    click.echo(f"Database: {url}", err=True)
+    click.echo(f"Database: {db.engine.url.render_as_string()}", err=True)
 
 
 @bp.cli.command()
@@ -82,20 +81,6 @@ def jobs(limit: int, as_json: bool) -> None:
 
 
 @bp.cli.command()
-@click.option("--pace", default=3.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS")
-@click.option("--fail-at", metavar="FAILED_STEP", help="The step that fails, as a callback would name it.")
-@click.option("--job-id", help="Of the job to rehearse; a new one otherwise.")
-@click.option("--pipeline", default=BUILT_IN, show_default=True, metavar="NAME")
-@click.option("--wait", is_flag=True, help="For a server that is about to start.")
-def rehearse(pace: float, fail_at: str | None, job_id: str | None, pipeline: str, wait: bool) -> None:
-    """Send a whole run to the running server, through the sender that workflows use."""
-    known = parts().pipelines
-    if pipeline not in known:
-        raise click.ClickException(f"no pipeline is called {pipeline}; there are {', '.join(sorted(known))}")
-    rehearsal.play(parts().settings, known[pipeline], pace, fail_at, job_id, wait)
-
-
-@bp.cli.command()
 def version() -> None:
     """Print the version of Milepost."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -120,12 +105,10 @@ def look() -> None:
 def notify_test() -> None:
     """Send a message to each of NOTIFY_URLS, and say whether that worked."""
     settings = parts().settings
-    if not settings.notify_urls:
+    if not settings.services:
         raise click.ClickException("NOTIFY_URLS is not set")
-    from webapp.services import read_services, send
-
     text = f"Milepost at {settings.public_url} can reach you here."
-    told = send(read_services(settings.notify_urls), "Test", text, "info")
+    told = send(settings.services, "Test", text, "info")
     for name, problem in told.items():
         click.echo(f"{name}: {problem or 'told'}")
     if any(told.values()):

@@ -12,13 +12,18 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
 from dotenv.parser import parse_stream
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+
+from webapp.services import read_services
+
+if TYPE_CHECKING:
+    from apprise import NotifyBase
 
 ROOT = Path(__file__).resolve().parent.parent
 MIGRATIONS = ROOT / "webapp" / "storage" / "migrations"
@@ -97,13 +102,6 @@ def _origins(text: str) -> tuple[str, ...]:
     return tuple(_like(ORIGIN, what, _http_url(origin)) for origin in text.replace(",", " ").split())
 
 
-def _addresses(text: str) -> tuple[str, ...]:
-    from webapp.services import read_services  # 60 MB that nobody else needs
-
-    read_services(text.split())
-    return tuple(text.split())
-
-
 def _events(text: str) -> frozenset[str]:
     events = frozenset(text.replace(",", " ").split())
     _must(events and events <= NOTIFIED, f"be some of {', '.join(sorted(NOTIFIED))}")
@@ -148,8 +146,8 @@ class Settings(NamedTuple):
     dispatch_workflow: str = _setting("DISPATCH_WORKFLOW", "provision-agent.yml", _like, *WORKFLOW)
     dispatch_ref: str = _setting("DISPATCH_REF", "main", str)
     webhook_keys: tuple[bytes, ...] = _setting("GITHUB_WEBHOOK_SECRET", (), _keys)
-    notify_urls: tuple[str, ...] = _setting("NOTIFY_URLS", (), _addresses)
-    notify_on: frozenset[str] = _setting("NOTIFY_ON", "failed,cancelled,lost", _events)
+    services: tuple["NotifyBase", ...] = _setting("NOTIFY_URLS", (), read_services)
+    told: frozenset[str] = _setting("NOTIFY_ON", "failed,cancelled,lost", _events)
     embed_origins: tuple[str, ...] = _setting("EMBED_ORIGINS", (), _origins)
     operator_contact: str = _setting("OPERATOR_CONTACT", "", str)
     quiet_after: float = _setting("QUIET_AFTER", 150.0, _seconds)
@@ -174,11 +172,6 @@ class Settings(NamedTuple):
         """Whether GitHub may be asked to run a job."""
         return bool(self.dispatch_token and self.dispatch_repository)
 
-    @property
-    def told(self) -> frozenset[str]:
-        """Of which events the operator is told."""
-        return self.notify_on if self.notify_urls else frozenset()
-
 
 TABLE = cast("dict[str, tuple[str, Any, Callable[[str], Any]]]", Settings._field_defaults)
 NAMES = frozenset(name for name, _, _ in TABLE.values())
@@ -201,7 +194,10 @@ def load(environ: Mapping[str, str]) -> Settings:
     if bool(settings.dispatch_token) != bool(settings.dispatch_repository):
         missing = "DISPATCH_REPOSITORY" if settings.dispatch_token else "DISPATCH_TOKEN"
         raise BadSetting(f"{missing} must be set, too: only one of DISPATCH_TOKEN and DISPATCH_REPOSITORY is")
-    return settings._replace(public_url=settings.public_url or f"http://{settings.address}")
+    return settings._replace(
+        public_url=settings.public_url or f"http://{settings.address}",
+        told=settings.told if settings.services else frozenset(),
+    )
 
 
 def environment() -> Mapping[str, str]:
@@ -222,13 +218,11 @@ def given() -> dict[str, str]:
 def in_file() -> dict[str, str]:
     """What stands in `milepost.env`; raises BadSetting."""
     try:
-        text = ENV_FILE.read_text() if ENV_FILE.exists() else ""
+        lines = list(parse_stream(StringIO(ENV_FILE.read_text() if ENV_FILE.exists() else "")))
     except (OSError, UnicodeError) as error:
         raise BadSetting(f"{ENV_FILE} cannot be read: {error}") from None
-    lines = list(parse_stream(StringIO(text)))
-    for line in lines:
-        if line.error:
-            raise BadSetting(f"{ENV_FILE}, line {line.original.line}: must be NAME=value")
+    if bad := [line.original.line for line in lines if line.error]:
+        raise BadSetting(f"{ENV_FILE}, line {bad[0]}: must be NAME=value")
     return {line.key: line.value or "" for line in lines if line.key}
 
 

@@ -15,6 +15,7 @@ from webapp import logs
 from webapp.page.words import headline, moment, report
 from webapp.parts import Parts
 from webapp.rules.silence import Transition
+from webapp.services import send
 from webapp.storage.database import reason
 from webapp.storage.notifications import PAUSES, claim, note_silence, settle
 from webapp.storage.transaction import Transaction
@@ -23,13 +24,7 @@ MOST_OFTEN = 5.0  # seconds between two looks
 GATHER_FOR = 1.0  # seconds in which what happens together is gathered
 LONGEST_SENDING = 60.0  # seconds, after which another process sends: twice what `services` takes
 MOST_NAMED = 30  # jobs in one message
-TITLES = {
-    "done": "Done",
-    "failed": "Failed",
-    "cancelled": "Cancelled",
-    "lost": "Lost contact",
-    "recovered": "Heard of again",
-}
+TITLES = {"lost": "Lost contact", "recovered": "Heard of again"}  # in place of the event's own name
 KINDS = {"done": "success", "recovered": "success", "cancelled": "warning"}
 happened = Event()  # something has to be sent
 
@@ -44,7 +39,7 @@ def tell(news: Sequence[Transition]) -> None:
 def start(ours: Parts) -> None:
     """The greenlets of a serving process."""
     gevent.spawn(_for_ever, _note_silence, ours)
-    if ours.settings.notify_urls:
+    if ours.settings.services:
         gevent.spawn(_for_ever, _send_due, ours)
 
 
@@ -65,16 +60,13 @@ def _note_silence(ours: Parts) -> None:
 
 def _send_due(ours: Parts) -> None:
     """One message after the other, as long as any is due."""
-    from webapp.services import read_services, send
-
     if happened.wait(MOST_OFTEN):
         gevent.sleep(GATHER_FOR)
     happened.clear()
-    services = read_services(ours.settings.notify_urls)
     while message := ours.writer.run(partial(_next, ours)):
         rows, title, body = message
         left = {line.partition(": ")[0] for line in (rows[0].problem or "").splitlines()}
-        told = send(services, title, body, KINDS.get(rows[0].event, "failure"), left)
+        told = send(ours.settings.services, title, body, KINDS.get(rows[0].event, "failure"), left)
         problem = "\n".join(f"{name}: {why}" for name, why in told.items() if why) or None
         ours.writer.run(partial(settle, rows=rows, now=time(), problem=problem))
         fields = {"job": rows[0].job_id, "told": rows[0].event, "jobs": len(rows)}
@@ -86,16 +78,15 @@ def _send_due(ours: Parts) -> None:
 def _next(ours: Parts, transaction: Transaction) -> tuple[Sequence[Row[Any]], str, str] | None:
     """What is sent next: its rows, its title, its text."""
     rows, home = claim(transaction, time(), LONGEST_SENDING), ours.settings.public_url
-    lines = []
-    for row in rows[:MOST_NAMED]:
+    events, lines = [TITLES.get(row.event, row.event.capitalize()) for row in rows], []
+    for event, row in zip(events[:MOST_NAMED], rows, strict=False):
         if view := ours.views.find(transaction.connection, row.job_id, row.number):
-            title, page = f"{TITLES[row.event]}: {view.name}", f"{home}/jobs/{view.job_id}"
+            title, page = f"{event}: {view.name}", f"{home}/jobs/{view.job_id}"
             lines.append(f"{title} {page}")
     if len(rows) == 1 and view:
         about = f"{headline(view)}\n{report(view)}\nNoticed: {moment(rows[0].happened_at)}"
         return rows, title, f"{about}\nProgress: {ours.progress_url(view.job_id, view.link)}\nMore: {page}"
-    counts = Counter(TITLES[row.event].lower() for row in rows)
-    title = f"{len(rows)} jobs: {', '.join(f'{n} {name}' for name, n in counts.items())}"
+    counts = ", ".join(f"{n} {event.lower()}" for event, n in Counter(events).items())
     if len(rows) > MOST_NAMED:
         lines.append(f"and {len(rows) - MOST_NAMED} more: {home}/")
-    return (rows, title, "\n".join(lines)) if rows else None
+    return (rows, f"{len(rows)} jobs: {counts}", "\n".join(lines)) if rows else None

@@ -1,29 +1,38 @@
 """A whole run, played to the running server through the sender that workflows use."""
 
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from secrets import token_hex
 from time import sleep, time
 
 import click
 import requests
+from flask.cli import with_appcontext
 
 from webapp.config import CALLBACK_PATH, ROOT, Settings
-from webapp.rules.pipeline import Pipeline
+from webapp.parts import parts
+from webapp.rules.pipeline import BUILT_IN, Pipeline
 
 SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"
 TRY_EVERY, TRIES = 0.2, 150  # seconds; while a server starts
 SERVER = {"SERVER_ID": "4711", "SERVER_IP": "192.0.2.7", "TAILSCALE_IP": "100.64.0.7"}
 
 
-def play(
-    settings: Settings, pipeline: Pipeline, pace: float, fail_at: str | None, job_id: str | None, wait: bool
-) -> None:
-    """Register a job and report its milestones, one each `pace` seconds. Raises ClickException."""
-    job_id = job_id or f"rehearsal-{secrets.token_hex(4)}"
-    click.echo(f"Progress page: {_register(settings, job_id, pipeline.name, TRIES if wait else 1)}")
+@click.command()
+@click.option("--pace", default=3.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS")
+@click.option("--fail-at", metavar="FAILED_STEP", help="The step that fails, as a callback would name it.")
+@click.option("--job-id", help="Of the job to rehearse; a new one otherwise.")
+@click.option("--pipeline", "name", default=BUILT_IN, show_default=True, metavar="NAME")
+@click.option("--wait", is_flag=True, help="For a server that is about to start.")
+@with_appcontext
+def rehearse(pace: float, fail_at: str | None, job_id: str | None, name: str, wait: bool) -> None:
+    """Send a whole run to the running server, through the sender that workflows use."""
+    known, settings, job_id = parts().pipelines, parts().settings, job_id or f"rehearsal-{token_hex(4)}"
+    if name not in known:
+        raise click.ClickException(f"no pipeline is called {name}; there are {', '.join(sorted(known))}")
+    click.echo(f"Progress page: {_register(settings, job_id, name, TRIES if wait else 1)}")
     environment = {
         **os.environ,
         "CALLBACK_URL": f"http://{settings.address}{CALLBACK_PATH}",
@@ -34,7 +43,7 @@ def play(
         "SUMMARY": "no",
         "no_proxy": "*",
     }
-    for report in _reports(settings, pipeline, fail_at):
+    for report in _reports(settings, known[name], fail_at):
         sleep(pace)
         said = subprocess.run(
             [sys.executable, SENDER], env=environment | report, capture_output=True, text=True, check=True
