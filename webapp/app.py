@@ -15,7 +15,6 @@ from webapp.page.view import Views
 from webapp.parts import Parts
 from webapp.refusals import Refusals
 from webapp.routes import api, assets, callbacks, metrics, middleware, operator, sign_in, watch
-from webapp.rules.pipeline import BadPipeline, load
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage import database
 from webapp.storage.health import Health
@@ -60,18 +59,14 @@ def create_app() -> Flask:
 
 
 def _parts(app: Flask, settings: config.Settings) -> Parts:
-    try:
-        pipelines = load(settings.pipelines)
-    except BadPipeline as error:
-        raise config.BadSetting(f"PIPELINES {error}") from None
     files = database.prepare(db.engine)
     database.keep_private(db.engine)
     views = Views(db.engine, settings)
     hub = Hub(db.engine, frame_maker(app.jinja_env.get_template("_steps.html"), db.engine, views))
-    writer = Writer(db.engine, files, pipelines, settings, hub.wake, notify.tell)
+    writer = Writer(db.engine, files, settings.pipelines, settings, hub.wake, notify.tell)
     return Parts(
         settings,
-        pipelines,
+        settings.pipelines,
         links=ShareLinks(settings.secret_key, "progress"),
         badges=ShareLinks(settings.secret_key, "badge"),
         signatures=OperatorSignatures(settings.secret_key, settings.operator_token),

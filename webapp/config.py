@@ -20,6 +20,8 @@ from dotenv.parser import parse_stream
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from webapp.rules.pipeline import Pipeline
+from webapp.rules.pipeline import load as load_pipelines
 from webapp.services import read_services
 
 if TYPE_CHECKING:
@@ -108,9 +110,8 @@ def _events(text: str) -> frozenset[str]:
     return events
 
 
-def _folder(text: str) -> Path:
-    _must(Path(text).is_dir(), f"be a folder: {text}")
-    return Path(text)
+def _pipelines(text: str) -> Mapping[str, Pipeline]:
+    return load_pipelines(Path(text) if text else None)
 
 
 def _database(text: str) -> str:
@@ -139,7 +140,7 @@ class Settings(NamedTuple):
     secret_key: str = _setting("SECRET_KEY", "", _secret, 16)
     operator_token: str = _setting("OPERATOR_TOKEN", "", _secret, 24)
     public_url: str = _setting("PUBLIC_URL", "", _public_url)
-    pipelines: Path | None = _setting("PIPELINES", None, _folder)
+    pipelines: Mapping[str, Pipeline] = _setting("PIPELINES", "", _pipelines)
     dispatch_token: str = _setting("DISPATCH_TOKEN", "", str)
     dispatch_repository: str = _setting("DISPATCH_REPOSITORY", "", _like, *REPOSITORY)
     dispatch_api_url: str = _setting("DISPATCH_API_URL", "https://api.github.com", _http_url)

@@ -35,14 +35,9 @@ def _ask() -> Any:
         return json.loads(said) if said else sys.exit(1)
     try:
         from webapp.config import environment, load
-        from webapp.rules import pipeline
 
         settings = load(environment())
-        try:
-            pipeline.load(settings.pipelines)
-        except pipeline.BadPipeline as error:
-            raise ValueError(f"PIPELINES {error}") from None
-        os.write(writing, json.dumps([settings.host, settings.port, settings.web_concurrency]).encode())
+        os.write(writing, json.dumps([settings.address, settings.web_concurrency]).encode())
     except Exception as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
     finally:
@@ -84,8 +79,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.init_process()
 
 
-host, port, workers = _ask()
-bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+address, workers = _ask()
+bind = [address]
 worker_class = Worker
 logger_class = ServerLog
 backlog = 4096
