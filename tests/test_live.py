@@ -155,6 +155,38 @@ def test_a_burst_of_changes_is_few_frames_and_the_newest_of_them(server: Server,
         assert len(client.arrivals) <= 3 + load.seconds / SHORTEST_INTERVAL
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "heartbeat", "vm_created"])
+def test_a_stream_that_joins_later_is_shown_the_state_at_once(
+    server: Server, job_id: str, meanwhile: str
+) -> None:
+    """The frame of a single stream keeps no body: the next stream needs it, and the first one no second."""
+    server.report(job_id, "provisioning")
+    with closing(server.events(job_id, timeout=PROMPTLY)) as first:
+        shown = [first.next()]
+        for _ in range(3):
+            if meanwhile != "nothing":
+                server.report(job_id, meanwhile)
+            with closing(server.events(job_id, timeout=PROMPTLY)) as second:
+                assert second.next()["id"] == version(server, job_id)
+        server.report(job_id, "ansible_started")
+        while shown[-1]["id"] != version(server, job_id):
+            shown.append(first.next())
+        assert all("data-version" in event["data"] for event in shown)
+        assert len(shown) == len({event["id"] for event in shown}) == (3 if meanwhile == "vm_created" else 2)
+
+
+def test_streams_that_join_while_the_job_changes_are_all_shown_its_states(
+    server: Server, job_id: str
+) -> None:
+    server.report(job_id, "provisioning")
+    paths = [urlsplit(server.link(job_id)).path]
+    with closing(Client(server.port)) as client:
+        for n in range(20):
+            client.storm([heartbeat(job_id, time.time() + n / 10, note=f"{n % 3}")], 10)
+            client.open_streams(paths)  # which waits for its first fragment
+        all_show(client, dict.fromkeys(range(20), version(server, job_id)))
+
+
 @pytest.mark.one_database
 def test_silence_alone_is_shown_and_so_is_its_end(serve: Serve, job_id: str) -> None:
     server = serve(QUIET_AFTER="0.5", LOST_AFTER="1")

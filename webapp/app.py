@@ -20,7 +20,7 @@ from webapp.storage import database
 from webapp.storage.health import Health
 from webapp.storage.tables import db
 from webapp.storage.writer import Writer
-from webapp.streams.frames import frame_maker
+from webapp.streams.frames import Frames
 from webapp.streams.hub import Hub
 
 
@@ -62,7 +62,7 @@ def _parts(app: Flask, settings: config.Settings) -> Parts:
     files = database.prepare(db.engine)
     database.keep_private(db.engine)
     views = Views(db.engine, settings)
-    hub = Hub(db.engine, frame_maker(app.jinja_env.get_template("_steps.html"), db.engine, views))
+    hub = Hub(db.engine, Frames(db.engine, views, app.jinja_env.get_template("_steps.html")))
     writer = Writer(db.engine, files, settings.pipelines, settings, hub.wake, notify.tell)
     return Parts(
         settings,

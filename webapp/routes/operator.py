@@ -29,7 +29,6 @@ from webapp.storage.jobs import (
 )
 from webapp.storage.notifications import notifications_of
 from webapp.storage.tables import MILESTONES, db
-from webapp.streams.frames import ANY
 
 SHOWN_JOBS, SHOWN_MILESTONES, SHOWN_HEARTBEATS = 50, 200, 50
 UNFINISHED = ("live", "waiting", "quiet", "lost")  # conditions
@@ -76,16 +75,14 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
 @bp.get("/events")
 def events() -> Response:
     """`event: jobs` at once and whenever any job has changed, until the session ends."""
-    db.session.remove()  # a stream lasts; its connection must not
-    return event_stream(parts().hub.events(ANY, is_wanted=guard.lasting_session()))
+    return event_stream(parts().hub.events(None, guard.lasting_session()))
 
 
 @bp.get("/jobs/<id:job_id>/events")
 def job_events(job_id: str) -> Response:
     """As a watcher's stream of the job, until the session ends."""
     view = parts().views.find(db.session.connection(), job_id) or abort(404)
-    db.session.remove()
-    return event_stream(parts().hub.events(job_id, view.link, guard.lasting_session()))
+    return event_stream(parts().hub.events(view, guard.lasting_session()))
 
 
 @bp.post("/")

@@ -1,7 +1,5 @@
 """The watcher's door: page, JSON, fragment and stream; the token is all that it takes."""
 
-from itertools import chain
-
 from flask import Blueprint, Response, abort, jsonify, render_template, request
 
 from webapp.page.view import View, iso
@@ -16,7 +14,8 @@ bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 def shared(token: str, number: int | None = None, links: ShareLinks | None = None) -> View:
     """What the token's job looks like now; a wrong or revoked token is a 404 like any other."""
     job_id, link = (links or parts().links).read(token) or abort(404)
-    view = parts().views.find(db.session.connection(), job_id, number)
+    with db.engine.connect() as connection:
+        view = parts().views.find(connection, job_id, number)
     return view if view and view.link == link else abort(404)
 
 
@@ -52,7 +51,4 @@ def steps(token: str) -> Response:
 @bp.get("/events")
 def events(token: str) -> Response:
     """The fragment at once and at every change, until the job is over."""
-    job_id, link = parts().links.read(token) or abort(404)
-    events = parts().hub.events(job_id, link)
-    first = next(events, None)  # one read for the link and the frame; none: the link opens nothing
-    return event_stream(chain([first], events)) if first is not None else abort(404)
+    return event_stream(parts().hub.events(shared(token)))

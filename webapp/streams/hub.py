@@ -1,25 +1,25 @@
 """The watched jobs of this process: whoever watches one is shown each of its changes, promptly and in order.
 
-A change is told here by this process's writer, or by `siblings`. Each stream is a greenlet, a thread that
-costs little and gives way to others only where it waits: for its topic's event, or for its client.
+This process's writer tells of its changes here, `siblings` of those of other processes. Each stream is a
+greenlet: a thread that costs little, and gives way to others only where it waits, as for an event, for
+its client or for PostgreSQL. Between two waits nothing else runs, so nothing here needs a lock.
 """
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import Any
 
 import gevent
 from gevent.event import Event
-from gevent.lock import Semaphore
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
+from webapp.page.view import View
 from webapp.storage.database import reason
 from webapp.storage.transaction import ANEW, Change, Changes
-from webapp.streams.frames import Frame, Make
+from webapp.streams.frames import ANY, Frame, Frames
 from webapp.streams.siblings import Siblings
 
 COMMENT = b": still here\n\n"
@@ -32,33 +32,26 @@ BACK_PER_SECOND = 2000  # streams that come back after a restart, at random in t
 
 @dataclass(slots=True, eq=False)
 class Topic:
-    """One job that somebody watches: its newest frame, made once however many there are.
+    """One job that somebody watches, and the newest frame of it, made once however many there are.
 
-    `change` is the newest that the frame does not show yet; a stream that `changed` woke makes the next
-    frame of it. While that waits a little, `due` is the greenlet that will wake them. `clock` is the timer
-    of the moment at which time alone changes the page.
+    At rest `change` and `renewal` are None. A change starts the renewal: a greenlet that waits until the
+    frame is old enough, makes the next one, sets `changed`, and ends if nothing has changed meanwhile.
     """
 
-    changed: Event
-    making: Semaphore
+    job_id: str
+    frame: Frame
+    made_at: float = field(default_factory=monotonic)
+    changed: Event = field(default_factory=Event)  # of this frame; the next one has one of its own
     watchers: int = 0
-    frame: Frame | None = None
-    change: Change | None = ANEW
-    made_at: float = 0.0
-    due: Any = None
-    clock: Any = None
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether the next frame is to be made now."""
-        return self.change is not None and (self.due is None or self.frame is None)
+    change: Change | None = None  # the newest that the frame does not show
+    renewal: "gevent.Greenlet[[Topic], None] | None" = None
 
 
 class Hub:
-    """Tells the streams; `make` renders a job's frame, from the change where that has all."""
+    """Shows the streams what changes."""
 
-    def __init__(self, engine: Engine, make: Make) -> None:
-        self._make = make
+    def __init__(self, engine: Engine, frames: Frames) -> None:
+        self._frames = frames
         self._topics: dict[str, Topic] = {}
         self._is_ending, self._open = False, 0
         self.siblings = Siblings(engine, self._topics, self.wake)
@@ -67,155 +60,127 @@ class Hub:
         """How many streams of this process are open: of a job, or all."""
         if job_id is None:
             return self._open
-        topic = self._topics.get(job_id)
-        return topic.watchers if topic else 0
+        return self._topics[job_id].watchers if job_id in self._topics else 0
 
     def end(self) -> None:
         """End all streams, now and from now on: the server stops."""
         self._is_ending = True
-        logs.event("streams end", count=self.watchers(), why="the server stops")
+        logs.event("streams end", count=self._open, why="the server stops")
         for topic in self._topics.values():
-            self._tell(topic)
+            topic.changed.set()
 
-    def events(
-        self, job_id: str, link: int = 0, is_wanted: Callable[[], bool] | None = None
-    ) -> Iterator[bytes]:
-        """The newest frame at once and after each change, and comments between them.
+    def events(self, view: View | None, is_wanted: Callable[[], bool] | None = None) -> Iterator[bytes]:
+        """The newest frame of a job at once and after each change, and comments; without a view, of any job.
 
-        Raises SQLAlchemyError where the first frame cannot be had; later ones are waited for.
-        Ends after a frame that is over, without one of another link than this (it was revoked), and
+        Ends after a frame that is over, before one of another link than the view's (it was revoked), and
         once `is_wanted`, asked before each frame and every second, says no.
         A slow reader gets the newest frame, never a backlog.
         """
-        topic, began, frames, why = self._join(job_id), monotonic(), 0, "the connection was closed"
-        seen, alive = None, b""
+        topic, link = self._join(view), view.link if view else 0
+        del view  # of ten thousand streams
+        began, frames, why = monotonic(), 0, "the connection was closed"
+        seen, alive = "", b""
         # At random, or streams that came back together after a restart would all be woken together.
         comment_at = began + COMMENT_EVERY * random.uniform(0.3, 1)  # noqa: S311
         try:
-            while not (ending := self._ending(is_wanted)):
-                changed = topic.changed  # taken before the look, so that no change falls in between
-                try:
-                    frame = self._newest(topic, job_id)
-                except SQLAlchemyError:
-                    if seen is None:  # the answer has not begun: it can be a 503
-                        raise
-                    frame = None
-                if frame and frame.link != link:
-                    ending = "the link opens nothing any more"
-                    break
-                if (
-                    frame and frame.version != seen and frame.body is None
-                ):  # made anew for others, who have it
-                    topic.change, topic.frame = ANEW, None
-                    continue
-                if frame and frame.version != seen:
+            while not (ending := self._ending(topic, link, is_wanted)):
+                frame = topic.frame
+                if frame.version != seen:
                     seen, alive, frames = frame.version, frame.alive, frames + 1
-                    yield (frame.body or b"").replace(b"\n\n", self._retry(), 1)
+                    yield frame.body.replace(b"\n\n", self._retry(), 1)
                     if frame.is_over:
                         ending = "the job is over"
                         gevent.sleep(0)  # to close costs more than to send, so the others' frames first
                         break
-                    if topic.watchers == 1 and topic.frame is frame:  # 10,000 would be most of the memory
-                        topic.frame = frame._replace(body=None)
-                elif frame and frame.alive != alive:
+                    if topic.watchers == 1 and topic.frame.version == seen:  # `_join` makes the body anew
+                        topic.frame = topic.frame._replace(body=b"")  # 10,000 would be most of the memory
+                elif frame.alive != alive:
                     alive = frame.alive
                     yield alive
-                elif (left := comment_at - monotonic()) > 0:
-                    changed.wait(min(left, ASK_WANTED) if is_wanted else left)
-                else:
+                elif monotonic() >= comment_at:
                     comment_at = monotonic() + COMMENT_EVERY
                     self.siblings.listen()
                     yield COMMENT
+                else:
+                    left = comment_at - monotonic()
+                    self._wait(topic, min(left, ASK_WANTED) if is_wanted else left)
             why = ending
         finally:
-            self._leave(job_id, topic)
+            self._leave(topic)
             if not self._is_ending:  # ten thousand lines would delay the stop
                 seconds = round(monotonic() - began, 1)
-                logs.event("stream ended", job=job_id or None, seconds=seconds, frames=frames, why=why)
+                logs.event("stream ended", job=topic.job_id or None, seconds=seconds, frames=frames, why=why)
 
     def wake(self, changes: Changes) -> None:
-        """Tell the streams of these jobs; a job that changes often is told at a bounded rate."""
+        """Show the streams of these jobs what has changed."""
         for job_id, change in changes.items():
             topic = self._topics.get(job_id)
-            if topic is None:
+            if topic is None or change.number == (known := topic.change or topic.frame).number:
                 continue
-            if topic.change is None or change.number > topic.change.number:
-                topic.change = change
-            elif change.number < topic.change.number:  # numbers can fall, as by a restore
-                topic.change = ANEW
-            if not topic.due:
-                wait = topic.made_at + (SHORTEST_INTERVAL if job_id else SHORTEST_OF_ANY) - monotonic()
-                if wait > 0:
-                    topic.due = gevent.spawn_later(wait, self._tell, topic)
+            topic.change = change if change.number > known.number else ANEW  # they can fall, as by a restore
+            if not topic.renewal:  # none, or one that has ended
+                topic.renewal = gevent.spawn(self._renew, topic)
+
+    def _renew(self, topic: Topic) -> None:
+        interval = SHORTEST_INTERVAL if topic.job_id else SHORTEST_OF_ANY
+        while topic.watchers and topic.change:
+            gevent.sleep(max(topic.made_at + interval - monotonic(), 0))
+            change, topic.change = topic.change, None
+            try:
+                if topic.job_id == ANY:
+                    self._show(topic, self._frames.of_any_job())
                 else:
-                    self._tell(topic)
+                    view = self._frames.find(topic.job_id, change)  # may wait; `topic.frame` is read after it
+                    self._show(topic, self._frames.of(view, topic.frame))
+            except SQLAlchemyError as error:
+                logs.log.warning("a stream waits for the database: %s", reason(error))
+                topic.change = ANEW
+                gevent.sleep(RETRY_AFTER)
+        topic.renewal = None
+
+    def _show(self, topic: Topic, frame: Frame) -> None:
+        topic.frame, topic.made_at = frame, monotonic()
+        changed, topic.changed = topic.changed, Event()
+        changed.set()
+
+    def _wait(self, topic: Topic, seconds: float) -> None:
+        """Wait for another frame, for so long, or until the moment at which time alone makes another one."""
+        if topic.change is None:
+            seconds = min(seconds, topic.frame.changes_at - time())
+            if seconds <= 0:
+                self.wake({topic.job_id: ANEW})
+        topic.changed.wait(max(seconds, 0.01))
 
     def _retry(self) -> bytes:
         """The end of an event: when a page comes back that loses its stream, spread out as there are many."""
         spread = random.random() * self._open / BACK_PER_SECOND  # noqa: S311
         return b"\nretry: %d\n\n" % (1000 + 1000 * spread)
 
-    def _ending(self, is_wanted: Callable[[], bool] | None) -> str:
+    def _ending(self, topic: Topic, link: int, is_wanted: Callable[[], bool] | None) -> str:
         """Why a stream ends now, "" where it does not."""
         if self._is_ending:
             return "the server stops"
-        return "the session ended" if is_wanted and not is_wanted() else ""
+        if is_wanted and not is_wanted():
+            return "the session ended"
+        return "" if topic.frame.link == link else "the link opens nothing any more"
 
-    def _tell(self, topic: Topic) -> None:
-        topic.due = None
-        changed, topic.changed = topic.changed, Event()
-        changed.set()
-
-    def _look_anew(self, topic: Topic) -> None:
-        topic.change = ANEW
-        self._tell(topic)
-
-    def _join(self, job_id: str) -> Topic:
+    def _join(self, view: View | None) -> Topic:
+        """The topic of a view's job: its frame has its body, and is no older than the view."""
+        job_id = view.job_id if view else ANY
         topic = self._topics.get(job_id)
-        if topic is None:
-            topic = self._topics[job_id] = Topic(Event(), Semaphore())
-        elif topic.frame and topic.frame.body is None:
-            topic.change, topic.frame = ANEW, None
+        if topic is None or not topic.frame.body or (view and topic.frame.number < view.attempt.change):
+            frame = self._frames.of(view) if view else self._frames.of_any_job()
+            if topic is None:
+                topic = self._topics[job_id] = Topic(job_id, frame)
+            else:
+                self._show(topic, frame)
         topic.watchers += 1
         self._open += 1
         self.siblings.listen()
         return topic
 
-    def _leave(self, job_id: str, topic: Topic) -> None:
+    def _leave(self, topic: Topic) -> None:
         topic.watchers -= 1
         self._open -= 1
         if not topic.watchers:
-            self._wind(topic, None)
-            del self._topics[job_id]
-
-    def _newest(self, topic: Topic, job_id: str) -> Frame | None:
-        """The topic's frame, after its change where there is one that nobody has shown yet."""
-        if topic.is_stale or topic.making.locked():
-            with topic.making:
-                if topic.is_stale and topic.change:
-                    self._show_change(topic, job_id, topic.change)
-        return topic.frame
-
-    def _show_change(self, topic: Topic, job_id: str, change: Change) -> None:
-        topic.change, topic.made_at = None, monotonic()
-        if topic.frame and change.number < topic.frame.number:
-            change = ANEW
-        try:
-            topic.frame = self._make(job_id, change, topic.frame)
-            self._wind(topic, topic.frame.changes_at)
-        except SQLAlchemyError as error:
-            logs.log.warning("a stream waits for the database: %s", reason(error))
-            topic.change, topic.due = ANEW, gevent.spawn_later(RETRY_AFTER, self._tell, topic)
-            raise
-        except BaseException:  # such as MemoryError: this stream ends, the next one tries again
-            topic.change = ANEW
-            raise
-
-    def _wind(self, topic: Topic, at: float | None) -> None:
-        """Set the topic's clock to look anew at that time."""
-        if topic.clock:
-            topic.clock.close()
-        topic.clock = None
-        if at is not None and topic.watchers:
-            topic.clock = gevent.get_hub().loop.timer(max(at - time(), 0.01))
-            topic.clock.start(self._look_anew, topic)
+            del self._topics[topic.job_id]

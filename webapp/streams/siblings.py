@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Watched(Protocol):
     """A job that somebody watches, and what is shown of it."""
 
-    frame: Frame | None
+    frame: Frame
 
 
 class Siblings:
@@ -38,9 +38,7 @@ class Siblings:
     def __init__(
         self, engine: Engine, watched: Mapping[str, Watched], wake: Callable[[Changes], None]
     ) -> None:
-        self._engine = engine
-        self._watched = watched
-        self._wake = wake
+        self._engine, self._watched, self._wake = engine, watched, wake
         self._listener: gevent.Greenlet[[], None] | None = None
         self._compared_at = 0.0
         self.hears_since: float | None = None  # Unix seconds; None while it does not hear
@@ -83,15 +81,15 @@ class Siblings:
                     raise
                 if now != known:
                     known, last = now, monotonic()
-                    newer = changes_since(connection, number)
-                    newest = newest_change(connection)
-                    changes = self._others({job_id: Change(each) for job_id, each in newer.items()})
-                    watched = connection.execute(CURRENT, {"ids": [*changes]}) if len(changes) > 1 else ()
-                    changes |= {row.job_id: Change(row.change, row) for row in watched}
+                    newer, newest = changes_since(connection, number), newest_change(connection)
+                    shown_otherwise = self._differing(newer)  # our own process's commits are shown already
+                    rows = connection.execute(CURRENT, {"ids": shown_otherwise}) if shown_otherwise else ()
+                    changes = {job_id: Change(newer[job_id]) for job_id in shown_otherwise}
+                    changes |= {row.job_id: Change(row.change, row) for row in rows}
                     connection.rollback()
-                    yield changes if newest >= number else self._begin()
+                    yield self._begin() if newest < number else changes | ({ANY: ANEW} if newer else {})
                     number = newest
-                yield from self._differing()
+                yield from self._compare()
 
     def _hear(self) -> Iterator[Changes]:
         """PostgreSQL: LISTEN on a connection of its own, given up when the writer gives up the others."""
@@ -107,36 +105,28 @@ class Siblings:
             while self._watched and self._engine.pool is pool:
                 for notification in connection.notifies(timeout=1, stop_after=1):
                     lines = (line.split() for line in notification.payload.splitlines())
-                    yield self._others({job_id: Change(int(number)) for job_id, number in lines})
+                    yield {ANY: ANEW} | {job_id: Change(int(number)) for job_id, number in lines}
                 if monotonic() > self._compared_at + COMPARE_EVERY:
                     if not connection.execute("SELECT pg_listening_channels()").fetchone():
                         raise ConnectionError("LISTEN was lost: is this a pooler in transaction mode?")
-                    yield from self._differing()
+                    yield from self._compare()
         finally:
             connection.close()
 
-    def _others(self, changes: Changes) -> Changes:
-        """Without those that no stream shows, or shows already, as after a commit of our own; and ANY."""
-        others = {
-            job_id: change
-            for job_id, change in changes.items()
-            if (topic := self._watched.get(job_id))
-            and not (topic.frame and topic.frame.number == change.number)
-        }
-        return others | ({ANY: Change(max(c.number for c in changes.values()))} if changes else {})
-
-    def _differing(self) -> Iterator[Changes]:
+    def _compare(self) -> Iterator[Changes]:
         """Now and then: the watched jobs that are not as they are shown, whyever nobody told."""
         if monotonic() < self._compared_at + COMPARE_EVERY:
             return
         self._compared_at = monotonic()
-        shown = {
-            job_id: topic.frame.number for job_id, topic in self._watched.items() if job_id and topic.frame
-        }
-        ids = list(shown)
+        ids = [job_id for job_id in self._watched if job_id != ANY]
         for start in range(0, len(ids), COMPARED_AT_ONCE):
             some = ids[start : start + COMPARED_AT_ONCE]
             with self._engine.connect() as connection:
                 known = numbers_of(connection, some)
-            yield {job_id: ANEW for job_id in some if known.get(job_id, 0) != shown[job_id]}
+            yield dict.fromkeys(self._differing({job_id: known.get(job_id, 0) for job_id in some}), ANEW)
             gevent.sleep(0)
+
+    def _differing(self, numbers: Mapping[str, int]) -> list[str]:
+        """The watched jobs of which another change is shown than this one."""
+        watched = self._watched
+        return [id for id, number in numbers.items() if id in watched and watched[id].frame.number != number]
