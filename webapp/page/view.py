@@ -19,6 +19,9 @@ from webapp.storage.tables import attempt_from
 
 # In place of what GitHub says of the operator's token and settings
 NOT_STARTED = "GitHub did not start the workflow. The operator's page says why."
+# What the JSON has under the same names
+OF_VIEW = ("job_id", "agent_id", "region", "status", "condition", "error", "run_url")
+OF_ATTEMPT = ("pipeline", "subject", "note", "failed_step", "result_url", "server_left")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class View:
         return min(sum(step.state == "completed" for step in self.steps), len(self.steps) - 1)
 
     @cached_property
+    def usual(self) -> dict[str, float]:
+        """The usual seconds of each step of which they are known, by its id."""
+        return {id: times[0] for id, times in (self.attempt.usual or {}).items()}
+
+    @cached_property
     def version(self) -> str:
         """A digest of what is shown but the last sign of life: the same for the same state everywhere."""
         attempt = self.attempt
@@ -112,27 +120,15 @@ class View:
     @cached_property
     def _state(self) -> dict[str, Any]:
         """The contract's JSON but for the version and the last sign of life."""
-        attempt, expected = self.attempt, None
-        if attempt.expected_from is not None and not attempt.end:
-            expected = {"from": iso(attempt.expected_from), "to": iso(attempt.expected_to)}
-        return {
-            "job_id": self.job_id,
-            "pipeline": attempt.pipeline,
-            "subject": attempt.subject,
-            "agent_id": self.agent_id,
-            "region": self.region,
-            "status": self.status,
-            "condition": self.condition,
-            "waiting_for": attempt.waiting_for if self.condition == "waiting" else None,
+        attempt, is_waiting = self.attempt, self.condition == "waiting"
+        state = {name: getattr(self, name) for name in OF_VIEW}
+        state |= {name: getattr(attempt, name) for name in OF_ATTEMPT}
+        expected = {"from": iso(attempt.expected_from), "to": iso(attempt.expected_to)}
+        return state | {
             "attempt": attempt.number,
-            "failed_step": attempt.failed_step,
-            "error": self.error,
             "created_at": iso(self.created_at),
-            "expected": expected,
-            "note": attempt.note,
-            "run_url": self.run_url,
-            "result_url": attempt.result_url,
-            "server_left": attempt.server_left,
+            "waiting_for": attempt.waiting_for if is_waiting else None,
+            "expected": None if attempt.end or attempt.expected_from is None else expected,
             "steps": [
                 step._asdict() | {"started_at": iso(step.started_at), "finished_at": iso(step.finished_at)}
                 for step in self.steps

@@ -4,10 +4,6 @@ import sys
 from datetime import UTC, datetime
 from inspect import getmembers, isfunction
 from itertools import accumulate
-from typing import NamedTuple
-from urllib.parse import quote
-
-from markupsafe import Markup
 
 from webapp.page.view import View, iso
 from webapp.rules.attempt import Step
@@ -29,11 +25,6 @@ WAITS = {
     "run": "Waiting for another run to end",
     "runner": "Waiting for a free runner",
 }
-ICON = (
-    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16' fill='#{}'><rect width='16' height='16'"
-    " rx='4'/><text x='8' y='12.5' font-family='sans-serif' font-weight='700' font-size='13'"
-    " text-anchor='middle' fill='#fff'>{}</text></svg>"
-)
 LINES, CHARACTERS = 3, 280  # of an error, that stand under the headline
 SLOW, SLOW_STEP = 2, 120.0  # times the usual; seconds of a step of which nothing is usual
 
@@ -58,14 +49,8 @@ def slow_at(view: View) -> float:
     attempt, step = view.attempt, view.steps[view.at]
     if not attempt.rank and attempt.heard_at is None:
         return attempt.opened_at + view.settings.quiet_after
-    began, usual = step.started_at or attempt.heard_at or attempt.opened_at, _usual(view)
+    began, usual = step.started_at or attempt.heard_at or attempt.opened_at, view.usual.get(step.id)
     return began + (SLOW * usual + 10 if usual is not None else SLOW_STEP)
-
-
-def _usual(view: View) -> float | None:
-    """The usual seconds of the step that the view is about."""
-    known = (view.attempt.usual or {}).get(view.steps[view.at].id)
-    return known[0] if known else None
 
 
 def reason(view: View) -> str:
@@ -92,11 +77,6 @@ def sign(view: View) -> tuple[str, str, str]:
     return SIGNS.get(view.tone, (BLUE, step, f"Step {step} of {len(view.steps)}"))
 
 
-def icon(view: View) -> Markup:
-    """The tab's icon as the address of a picture: a colour and one sign."""
-    return Markup("data:image/svg+xml," + quote(ICON.format(*sign(view)), safe=" =:/'"))  # noqa: S704 - ours
-
-
 def report(view: View) -> str:
     """A few lines to send to whoever may help."""
     step, heard = view.steps[view.at], view.attempt.last_signal_at
@@ -112,34 +92,26 @@ def report(view: View) -> str:
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
 
 
-class Bar(NamedTuple):
-    """How far the bar has come, of 100; and where it moves, from which mark to which, between two moments."""
+def bar(view: View) -> tuple[float, tuple[float, float, float, float] | None]:
+    """How far the bar has come, of 100; then, if it moves: from where to where, from when to when.
 
-    value: float
-    low: float = 0
-    high: float = 0
-    start: float | None = None
-    end: float | None = None
-
-
-def bar(view: View) -> Bar:
-    """The one bar: each step is as long as it usually takes, or as any other where that is not known."""
-    attempt, step, usual, known = view.attempt, view.steps[view.at], _usual(view), view.attempt.usual or {}
-    lengths = [known[each.id][0] for each in view.steps if each.id in known]
-    if len(lengths) < len(view.steps) or not sum(lengths):
-        lengths = [1.0] * len(view.steps)
-    marks = [100 * mark / sum(lengths) for mark in accumulate(lengths, initial=0.0)]
-    low, high = marks[view.at : view.at + 2]
+    Each step is as long as it usually takes, or as any other where that is not known.
+    """
+    attempt, step = view.attempt, view.steps[view.at]
+    lengths = [view.usual.get(each.id, 0) for each in view.steps]
+    if any(each.id not in view.usual for each in view.steps) or not sum(lengths):
+        lengths = [1] * len(lengths)
+    marks = [round(100 * mark / sum(lengths), 1) for mark in accumulate(lengths, initial=0)]
+    low, high, usual = marks[view.at], marks[view.at + 1], view.usual.get(step.id)
     if step.state == "completed" or not usual or step.started_at is None:
-        return Bar(100.0 if step.state == "completed" else round(low, 1))
+        return high if step.state == "completed" else low, None
     heard = attempt.heard_at or 0
     until = min(view.now, heard + view.settings.quiet_after) if heard else view.now
-    if view.condition in ("waiting", "over"):
+    if attempt.ended_at or view.condition == "waiting":
         until = max(attempt.ended_at or 0, heard)
-    value = round(low + (high - low) * min(max(until - step.started_at, 0) / usual, 1), 1)
-    if view.condition != "live":
-        return Bar(value)
-    return Bar(value, round(low, 1), round(high, 1), step.started_at, step.started_at + usual)
+    came = low + (high - low) * min(max(until - step.started_at, 0) / usual, 1)
+    moves = (low, high, step.started_at, step.started_at + usual) if view.condition == "live" else None
+    return round(came, 1), moves
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 STATUSES = ("queued", "provisioning", "running", "failed")
-CANCELLATIONS = ("cancelled", "timed_out")
 WAITS_FOR = {"waiting": "approval", "pending": "run", "queued": "runner", "requested": "runner"}
 
 
@@ -41,39 +40,30 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What GitHub says of a run: `state` as "in_progress" or "completed: failure".
-
-    `at` is the run's `updated_at`, or the time of arrival; `end` is None, "running" or "failed"; `name` is
-    the run's title where that may name the job.
-    """
+    """What GitHub says of a run."""
 
     run: Run
-    state: str
-    at: float
+    state: str  # as "in_progress" or "completed: failure"
+    at: float  # the run's `updated_at`, or the time of arrival
     arrived_at: float
-    end: str | None = None
+    end: str | None = None  # "running" or "failed"
     failed_step: str | None = None
     error: str | None = None
     began_at: float | None = None
     url: str | None = None
     repository: str | None = None
-    name: str | None = None
+    name: str | None = None  # the run's title, where that may name the job
 
 
 class Attempt(NamedTuple):
-    """One workflow run of a job, as far as it is known; its fields are columns of the table.
-
-    `end` is None, "running", "failed", "refused" (GitHub did not take the dispatch) or "closed" (by the
-    operator); `change` numbers the last change of what is shown; `times` has the time of each milestone
-    that moves a step. Silence counts from `heard_at`.
-    """
+    """One workflow run of a job, as far as it is known; its fields are columns of the table."""
 
     job_id: str
-    number: int
+    number: int  # below 1: never opened
     opened_at: float
     pipeline: str = ""
-    definition: str | None = None
-    change: int = 0
+    definition: str | None = None  # the hash of its steps; None: those of the built-in pipeline
+    change: int = 0  # the number of the last change of what is shown
     subject: str | None = None
     note: str | None = None
     run_id: str | None = None
@@ -82,28 +72,28 @@ class Attempt(NamedTuple):
     run_url: str | None = None
     first_sent_at: float | None = None
     rank: int = 0
-    end: str | None = None
+    end: str | None = None  # "running", "failed", "refused" (by GitHub) or "closed" (by the operator)
     ended_at: float | None = None
     end_sent_at: float | None = None
     failed_step: str | None = None
     error: str | None = None
     contradicted: bool = False
-    times: Mapping[str, float] = {}
+    times: Mapping[str, float] = {}  # of each milestone that moves a step
     last_callback_at: float | None = None
     last_signal_at: float | None = None
-    heard_at: float | None = None
+    heard_at: float | None = None  # silence counts from here
     heartbeat_sent_at: float | None = None
     server_id: str | None = None
     server_ip: str | None = None
     tailscale_ip: str | None = None
     server_left: bool | None = None
     result_url: str | None = None
-    asked_at: float | None = None
-    taken_at: float | None = None
-    run_state: str | None = None
+    asked_at: float | None = None  # when GitHub was asked to run the workflow
+    taken_at: float | None = None  # when GitHub took the dispatch
+    run_state: str | None = None  # GitHub's newest word of the run
     run_state_at: float | None = None
     waiting_for: str | None = None
-    looked_at: float | None = None
+    looked_at: float | None = None  # when GitHub's API was last asked about the run
     usual: dict[str, list[float]] | None = None
     expected_from: float | None = None
     expected_to: float | None = None
@@ -123,7 +113,7 @@ class Attempt(NamedTuple):
     @property
     def was_cancelled(self) -> bool:
         """Whether the end was nobody's error."""
-        return self.end in ("failed", "closed") and self.failed_step in CANCELLATIONS
+        return self.end in ("failed", "closed") and self.failed_step in ("cancelled", "timed_out")
 
 
 class Step(NamedTuple):

@@ -1,8 +1,4 @@
-"""A pipeline: the steps of one kind of job, their words and the milestones that move them.
-
-Each is a TOML file, `NAME.toml`; the built-in `provision-agent` is one, too. Everything that is shown or
-counted of steps derives from here.
-"""
+"""A pipeline: the steps of one kind of job, their words and the milestones that move them; a TOML file."""
 
 import hashlib
 import json
@@ -17,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BUILT_IN = "provision-agent"
+BUILT_IN_FILE = Path(__file__).parent / "pipelines" / f"{BUILT_IN}.toml"
 INPUTS = ("job_id", "agent_id", "region", "callback_url")
 ENDS = ("running", "failed")  # callbacks with these statuses end an attempt, so no step is reached by them
 FEWEST, MOST = 2, 12  # steps
@@ -103,18 +100,13 @@ def _frozen(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(folder: Path | None) -> dict[str, Pipeline]:
     """The built-in pipeline and those of `folder`, by name; raises BadPipeline."""
-    built_in = [Path(__file__).parent / "pipelines" / f"{BUILT_IN}.toml"]
+    path, pipelines = folder, {}
     try:
-        files = sorted(path for path in folder.iterdir() if path.suffix == ".toml") if folder else []
-    except OSError as error:
-        raise BadPipeline(f"{folder}: {error.strerror}") from None
-    return {path.stem: _read(path) for path in [*built_in, *files]}
-
-
-def _read(path: Path) -> Pipeline:
-    try:
-        _must(_NAME.fullmatch(path.stem), "the name is not 1 to 32 of a-z 0-9 -, the first a letter")
-        return _pipeline(path.stem, tomllib.loads(path.read_bytes().decode()))
+        files = sorted(folder.iterdir()) if folder else []
+        for path in [BUILT_IN_FILE, *(file for file in files if file.suffix == ".toml")]:
+            _must(_NAME.fullmatch(path.stem), "the name is not 1 to 32 of a-z 0-9 -, the first a letter")
+            pipelines[path.stem] = _pipeline(path.stem, tomllib.loads(path.read_bytes().decode()))
+        return pipelines
     except OSError as error:
         reason = str(error.strerror)
     except UnicodeDecodeError:

@@ -1,7 +1,4 @@
-"""The rules of progress: what a report does to an attempt, and what a watcher then sees.
-
-Pure functions over plain values; no database, no clock of its own. Times are Unix seconds.
-"""
+"""What a report does to an attempt, and the steps that a watcher then sees. Times are Unix seconds."""
 
 from collections.abc import Sequence
 from math import floor
@@ -11,9 +8,8 @@ from typing import Any
 from webapp.rules.attempt import WAITS_FOR, Attempt, Report, Run, Step, Word
 from webapp.rules.pipeline import ENDS, Pipeline
 
-NO_END: dict[str, Any] = dict.fromkeys(
-    ("failed_step", "error", "server_left", "result_url")
-)  # what only an end says
+# What an end leaves nothing of, unless it says so itself
+NO_END: dict[str, Any] = dict.fromkeys(("failed_step", "error", "server_left", "result_url", "note"))
 
 
 def place(attempts: Sequence[Attempt], run: Run | None, sent_at: float | None, opened_at: float) -> Attempt:
@@ -80,9 +76,7 @@ def receive(attempt: Attempt, report: Report, pipeline: Pipeline) -> Attempt:
             return attempt  # of two ends the newer stands: by `sent_at` where both have it, else by arrival
     attempt = _timed(attempt, report, pipeline)
     if milestone in ENDS:
-        attempt = attempt._replace(
-            end=milestone, ended_at=report.at, end_sent_at=sent_at, note=None, **NO_END
-        )
+        attempt = attempt._replace(end=milestone, ended_at=report.at, end_sent_at=sent_at, **NO_END)
     return _heard(attempt, report)
 
 
@@ -100,12 +94,9 @@ def _timed(attempt: Attempt, report: Report, pipeline: Pipeline) -> Attempt:
 
 def _heard(attempt: Attempt, report: Report) -> Attempt:
     """A sign of life, and what it says of the run and the server."""
+    at = report.arrived_at
     return attempt._replace(
-        last_callback_at=report.arrived_at,
-        last_signal_at=report.arrived_at,
-        heard_at=report.arrived_at,
-        waiting_for=None,
-        **report.said,
+        last_callback_at=at, last_signal_at=at, heard_at=at, waiting_for=None, **report.said
     )
 
 
@@ -114,12 +105,9 @@ def testify(attempt: Attempt, word: Word, pipeline: Pipeline) -> Attempt:
     was_final = (attempt.run_state or "").startswith("completed:")
     if not word.end and (was_final or word.at < (attempt.run_state_at or 0)):
         return attempt
-    attempt = attempt._replace(
-        run_state=word.state,
-        run_state_at=word.at,
-        run_url=word.url or attempt.run_url,
-        repository=attempt.repository or word.repository,
-    )
+    attempt = attempt._replace(run_state=word.state, run_state_at=word.at)
+    url, repository = word.url or attempt.run_url, attempt.repository or word.repository
+    attempt = attempt._replace(run_url=url, repository=repository)
     if attempt.end:
         return attempt
     if word.end:

@@ -6,10 +6,11 @@ Python's `json` alone also takes UTF-16, NaN, duplicate keys and strings that no
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address
+from itertools import chain
 from math import isfinite
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ STATUSES = {"provisioning": "provisioning", "running": "running", "failed": "fai
 STATUSES |= {"in_progress": "provisioning", "success": "running"}  # these are GitHub's words
 STATUSES |= {"failure": "failed", "cancelled": "failed"}
 _REPOSITORY = r"(?!\.\.?/)[A-Za-z0-9_.-]{1,100}/(?!\.\.?$)[A-Za-z0-9_.-]{1,100}"
-_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # the one way to write it: after an even number of backslashes
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 # ECMA-48: control sequences, strings (OSC, DCS, SOS, PM, APC) and two-character escapes
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
@@ -43,25 +44,14 @@ class BadField(ValueError):
 def parse(body: bytes) -> dict[str, Any]:
     """The one object of a strict JSON text; raises BadField."""
     try:
-        text = body.decode()
-        value = _DECODER.decode(text)
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair cannot be
-            if _NUL.search(text):
-                raise BadField("the body has a NUL")
+        value = _DECODER.decode(body.decode())
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, BadField) else "the body is not strict JSON"
         raise BadField(reason) from None
     if not isinstance(value, dict):
         raise BadField("the body is not one JSON object")
-    if text.count("[") + text.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
-        raise BadField(f"the body nests deeper than {DEEPEST}")
+    _check([value])
     return value
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return members is not None and (not levels or any(_is_deeper(each, levels - 1) for each in members))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -71,35 +61,39 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _integer(digits: str) -> int:
-    if not -(2**63) <= int(digits) < 2**63:
-        raise BadField("the body has an integer beyond 64 bits")
-    return int(digits)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _float(digits: str) -> float:
-    if not isfinite(float(digits)):
-        raise BadField(f"the body has {digits[:20]}, which JSON does not know")
-    return float(digits)
+def _check(values: Iterable[object], depth: int = 0) -> None:
+    for value in values:
+        if isinstance(value, str):
+            if _UNSTORABLE.search(value):
+                raise BadField("the body has a NUL or half a surrogate pair")
+        elif isinstance(value, dict | list):
+            if depth == DEEPEST:
+                raise BadField(f"the body nests deeper than {DEEPEST}")
+            _check(chain(value, value.values()) if isinstance(value, dict) else value, depth + 1)
+        elif isinstance(value, float) and not isfinite(value):
+            raise BadField("the body has a number that JSON does not know")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise BadField("the body has an integer beyond 64 bits")
 
 
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_float
-)
-Rule = tuple[Callable[[Any], Any], str]  # what reads a value, None if it may not be so; the words for that
+# What reads a value: None, or a ValueError, if it breaks the rule; and the words for that, "" to drop it
+Rule = tuple[Callable[[Any], Any], str]
 
 
 def checked(fields: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, Any]:
-    """What the rules read of the fields; null and "" mean absent, and others are left out.
-
-    Raises BadField for a value that breaks its rule; one whose rule has no words for that is dropped.
-    """
+    """What the rules read of the fields; null and "" mean absent, others are left out; raises BadField."""
     said = {}
     for name, (read, says) in rules.items():
         value = fields.get(name)
         if value is None or value == "":
             continue
-        kept = read(value)
+        try:
+            kept = read(value)
+        except ValueError:
+            kept = None
         if kept is None and says:
             raise BadField(f"{name}: {says}")
         if kept is not None and kept != "":
@@ -132,10 +126,6 @@ def _clean(text: str) -> str:
     return text[-LONGEST_ERROR:]
 
 
-def _number(value: Any) -> float | None:
-    return value if type(value) in (int, float) else None
-
-
 def _whole(value: Any, least: int = 0) -> str | None:
     """As decimal digits without leading zeros."""
     is_whole = type(value) in (int, str) and re.fullmatch("[0-9]{1,20}", str(value))
@@ -148,20 +138,13 @@ def _server_id(value: object) -> str | None:
 
 
 def _address(value: object) -> str | None:
-    try:
-        return str(ip_address(value)) if isinstance(value, str) and "%" not in value else None
-    except ValueError:
-        return None
+    return str(ip_address(value)) if isinstance(value, str) and "%" not in value else None
 
 
 def _url(value: object) -> str | None:
     if not isinstance(value, str) or len(value) > LONGEST_URL or not value.isprintable() or " " in value:
         return None
-    try:
-        parts = urlsplit(value)
-        return value if parts.scheme in ("http", "https") and parts.hostname else None
-    except ValueError:
-        return None
+    return value if urlsplit(value).scheme in ("http", "https") and urlsplit(value).hostname else None
 
 
 ID = matching(JOB_ID.pattern, ID_RULE)  # safe in any shell, where it becomes an input of a workflow
@@ -186,12 +169,13 @@ OF_ATTEMPT: dict[str, Rule] = {  # kept in the attempt's fields of the same name
     "tailscale_ip": (_address, ""),
 }
 RUN_ATTEMPT: Rule = partial(_whole, least=1), "not a whole number from 1, of at most 20 digits 0-9"
+SENT_AT = {"sent_at": (lambda value: value if type(value) in (int, float) else None, "not a number")}
 START = {"agent_id": ID, "region": ID, "job_id": ID, "pipeline": ID, "dispatch": FLAG}
 
 
 def sent_at(fields: Mapping[str, Any]) -> float | None:
     """When the sender says it sent, in Unix seconds; raises BadField."""
-    return checked(fields, {"sent_at": (_number, "not a number")}).get("sent_at")
+    return checked(fields, SENT_AT).get("sent_at")
 
 
 def read(fields: Mapping[str, Any], body: bytes, arrived_at: float) -> Report:
@@ -200,10 +184,8 @@ def read(fields: Mapping[str, Any], body: bytes, arrived_at: float) -> Report:
     status, step = given.get("status"), given.get("step")
     if "job_id" not in given:
         raise BadField(f"job_id: {ID_RULE}")
-    if status and "type" in given:
-        raise BadField("status: a heartbeat has none")
-    if not status and "type" not in given:
-        raise BadField(f"status: {CALLBACK['status'][1]}")
+    if ("status" in given) == ("type" in given):
+        raise BadField(f"status: {CALLBACK['status'][1]}; a heartbeat has none")
     milestone = STATUSES[status] if status else None
     if milestone == "provisioning":
         milestone = f"step:{step}" if step in ENDS else step or milestone

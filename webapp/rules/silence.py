@@ -17,12 +17,10 @@ class Clock(NamedTuple):
     lost_before: float
 
 
-def clock(
-    now: float, quiet_after: float, lost_after: float, closures: Iterable[tuple[float, float]]
-) -> Clock:
-    """The clock at `now`; `closures` are the times, (from, until), when the door was shut: no silence."""
+def clock(now: float, quiet_after: float, lost_after: float, shut: Iterable[tuple[float, float]]) -> Clock:
+    """The clock at `now`; `shut` are the times, (from, until), when the door was shut: no silence."""
     quiet, lost, counted = now - quiet_after, now - lost_after, now
-    for began, ended in sorted(closures, key=itemgetter(1), reverse=True):
+    for began, ended in sorted(shut, key=itemgetter(1), reverse=True):
         if ended <= now:
             ended, counted = min(ended, counted), min(began, counted)  # no time counts twice
             quiet -= ended - counted if quiet < ended else 0
