@@ -149,7 +149,7 @@ def test_a_start_that_cannot_be_says_so_in_one_line(
     (fresh_copy / "bad.toml").write_text("no pipeline")
     settings = {name: value.replace("FOLDER", str(fresh_copy)) for name, value in settings.items()}
     code, said = run(fresh_copy, OURS, settings)
-    assert code == 1 and re.match(f"milepost: .*{sentence}", said), said
+    assert code == 1 and re.match(f"Error: .*{sentence}", said), said
     assert said.count("\n") == 1 and "secret-word" not in said
 
 

@@ -8,13 +8,11 @@ import subprocess
 import sys
 
 import flask_migrate
-from sqlalchemy.exc import SQLAlchemyError
 
-from webapp import config
+from webapp import cli, config
 from webapp.app import create_app
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
-from webapp.storage.database import reason
 from webapp.storage.jobs import is_empty
 from webapp.storage.tables import db
 
@@ -27,24 +25,20 @@ run()
 
 
 def main() -> None:
-    """Replace this process by the server, or exit with a sentence that says why it cannot be."""
+    """Replace this process by the server, or end with a sentence that says why it cannot be."""
+    sys.excepthook = cli.tell_fault
     os.chdir(config.ROOT)
-    try:
-        given = config.given()
-        for name in config.SECRETS:
-            made = given.get(name) or config.made_secret(name)
-            os.environ[name] = made or config.keep_secret(name, secrets.token_urlsafe(32))
-        app = create_app()
-        with app.app_context():
-            flask_migrate.upgrade()
-            has_jobs = not is_empty(db.session.connection())
-            db.engine.dispose()
-            _try_to_listen(parts().settings)
-            print(f"Sign in: {sign_in_url(parts())}", flush=True)
-    except SQLAlchemyError as error:
-        sys.exit(f"milepost: DATABASE_URL cannot be used: {reason(error)}")
-    except (config.BadSetting, OSError) as error:
-        sys.exit(f"milepost: {error}")
+    given = config.given()
+    for name in config.SECRETS:
+        known = given.get(name) or config.made_secret(name)
+        os.environ[name] = known or config.keep_secret(name, secrets.token_urlsafe(32))
+    app = create_app()
+    with app.app_context():
+        flask_migrate.upgrade()
+        has_jobs = not is_empty(db.session.connection())
+        db.engine.dispose()
+        _try_to_listen(parts().settings)
+        print(f"Sign in: {sign_in_url(parts())}", flush=True)
     if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both

@@ -30,6 +30,7 @@ def _log_exception(exc_info: Any) -> None:  # Flask's own line names the path, w
 
 def create_app() -> Flask:
     """The app, as the environment has it; raises `config.BadSetting`."""
+    sys.excepthook = cli.tell_fault
     settings = config.load(config.environment())
     app = Flask(__name__, template_folder=config.ROOT / "templates", static_folder=None)
     app.log_exception = _log_exception  # type: ignore[method-assign]
@@ -54,7 +55,6 @@ def create_app() -> Flask:
         app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     if below:
         app.wsgi_app = middleware.Below(app.wsgi_app, below)  # type: ignore[method-assign]
-    sys.excepthook = cli.tell_fault
     return app
 
 

@@ -1,9 +1,8 @@
 """`flask check`: what is wrong with an installation, and what is unwise; no secret is told."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import Path
 
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -13,28 +12,26 @@ from sqlalchemy.exc import SQLAlchemyError
 from webapp.config import ENV_FILE, INSTANCE, MIGRATIONS, NAMES, Settings, given, in_file
 from webapp.github.client import Refused, get_workflow
 from webapp.github.start import workflow_of
-from webapp.rules.pipeline import Pipeline
 from webapp.storage.database import reason
 
 FEWEST_CHARACTERS = 8  # different ones; a random secret has twice as many
 TRIVIAL = re.compile("change.?me|passwor[dt]|12345678|qwert", re.I)
 
 
-def wrong(settings: Settings, pipelines: Mapping[str, Pipeline], engine: Engine) -> Iterator[str]:
+def wrong(settings: Settings, engine: Engine) -> Iterator[str]:
     """One sentence for each thing that keeps something from working."""
     for name in sorted(in_file().keys() - NAMES):
         yield f"{name} in {ENV_FILE.name} is not a setting{_meant(name)}"
     yield from (said for said in weak_secrets(settings) if said.startswith("OPERATOR_TOKEN"))
     yield from _schema(engine)
     if settings.can_dispatch:
-        for workflow in sorted({workflow_of(pipeline, settings) for pipeline in pipelines.values()}):
+        for workflow in sorted({workflow_of(pipeline, settings) for pipeline in settings.pipelines.values()}):
             try:
                 if (state := get_workflow(settings, workflow).get("state")) != "active":
                     yield f"{workflow} cannot be started: at GitHub it is {state}"
             except Refused as refused:
                 yield str(refused)
-    database = Path(engine.url.database or "").resolve()  # of PostgreSQL no file
-    for path in {ENV_FILE, database, *INSTANCE.glob("*")}:
+    for path in (ENV_FILE, *INSTANCE.glob("*")):
         if path.is_file() and path.stat().st_mode & 0o077 and path.parent.stat().st_mode & 0o011:
             yield f"others on this machine may read {path}: chmod go= {path}"
 
@@ -65,9 +62,9 @@ def weak_secrets(settings: Settings) -> list[str]:
     named = [
         ("SECRET_KEY", settings.secret_key.encode()),
         ("OPERATOR_TOKEN", settings.operator_token.encode()),
-        *(("GITHUB_CALLBACK_SECRET", key) for key in settings.callback_keys),
-        *(("GITHUB_WEBHOOK_SECRET", key) for key in settings.webhook_keys),
     ]
+    named += [("GITHUB_CALLBACK_SECRET", key) for key in settings.callback_keys]
+    named += [("GITHUB_WEBHOOK_SECRET", key) for key in settings.webhook_keys]
     said, seen = [], dict[bytes, str]()
     for name, secret in named:
         if other := seen.get(secret):

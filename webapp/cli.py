@@ -25,7 +25,8 @@ from webapp.storage.database import reason
 from webapp.storage.jobs import count_all, link_of, newest_jobs
 from webapp.storage.tables import db
 
-FAILURES = (backup.Refused, OSError, EOFError, sqlite3.Error, tarfile.TarError)
+# What a sentence tells, and no traceback.
+FAILURES = (click.ClickException, backup.Refused, OSError, EOFError, sqlite3.Error, tarfile.TarError)
 TELL_EVERY = 1000  # pruned jobs
 
 bp = Blueprint("cli", __name__, cli_group=None)
@@ -90,15 +91,15 @@ def version() -> None:
 @bp.cli.command("check")
 def look() -> None:
     """Say what is wrong with this installation (exit code 1), and what is unwise."""
-    ours = parts()
-    problems = list(dict.fromkeys(check.wrong(ours.settings, ours.pipelines, db.engine)))
+    settings = parts().settings
+    problems = list(dict.fromkeys(check.wrong(settings, db.engine)))
     for problem in problems:
         click.echo(f"wrong: {problem}")
-    for advice in check.unwise(ours.settings):
+    for advice in check.unwise(settings):
         click.echo(f"unwise: {advice}")
     if problems:
         raise click.exceptions.Exit(1)
-    click.echo(f"Nothing is wrong. Pipelines: {', '.join(sorted(ours.pipelines))}.")
+    click.echo(f"Nothing is wrong. Pipelines: {', '.join(sorted(settings.pipelines))}.")
 
 
 @bp.cli.command()
@@ -119,11 +120,7 @@ def notify_test() -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def back_up(file: Path) -> None:
     """Copy the database and the made secrets into FILE (mode 0600), beside a running server."""
-    database = _sqlite(f'pg_dump --format=custom --file={file} "$DATABASE_URL"')
-    try:
-        backup.back_up(database, MADE, file)
-    except FAILURES as error:
-        raise click.ClickException(f"no backup was written: {error}") from None
+    backup.back_up(_sqlite(f'pg_dump --format=custom --file={file} "$DATABASE_URL"'), MADE, file)
     made = [name for name in MADE if made_secret(name)]
     click.echo(f"{file}: the database and {len(made)} made secrets: keep it as secret as they are")
 
@@ -133,16 +130,13 @@ def back_up(file: Path) -> None:
 def restore(file: Path) -> None:
     """Bring a backup back, where there is no job yet and no other secret was made."""
     database = _sqlite(f'pg_restore --no-owner --dbname="$DATABASE_URL" {file}')
-    try:
-        found = backup.read_secrets(file, list(MADE))
-        for name, secret in found.items():
-            if made_secret(name) not in ("", secret):
-                raise backup.Refused(f"{MADE[name]} differs from the backup's: nothing is restored")
-        backup.restore(file, database)
-        for name, secret in found.items():
-            keep_secret(name, secret)
-    except FAILURES as error:
-        raise click.ClickException(f"not restored: {error}") from None
+    found = backup.read_secrets(file, list(MADE))
+    for name, secret in found.items():
+        if made_secret(name) not in ("", secret):
+            raise click.ClickException(f"{MADE[name]} differs from the backup's: nothing is restored")
+    backup.restore(file, database)
+    for name, secret in found.items():
+        keep_secret(name, secret)
     flask_migrate.upgrade()
     click.echo(f"restored from {file}")
 
@@ -178,8 +172,10 @@ def prune(days: float, dry_run: bool) -> None:
 
 
 def tell_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
-    """Have a command that the database fails say so in a sentence; for `sys.excepthook`."""
+    """Have a command or a start that fails say why in a sentence; for `sys.excepthook`."""
     if isinstance(fault, SQLAlchemyError):
         click.echo(f"Error: DATABASE_URL cannot be used: {reason(fault)}", err=True)
+    elif isinstance(fault, FAILURES):
+        click.echo(f"Error: {fault}", err=True)
     else:
         sys.__excepthook__(kind, fault, trace)
