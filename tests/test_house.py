@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.server import ROOT
 
 WEBAPP = ROOT / "webapp"
-GROUND = ("config", "signing", "logs", "refusals", "services")
+GROUND = ("config", "signing", "logs", "refusals")
 PARSES = ("config", "webapp.rules.pipeline")  # which is pure, and itself imports nothing of ours
 FLOORS = ("rules", "storage", "page", "streams", "github")  # each may import those before it
 DOORS = ("callbacks", "watch", "operator", "sign_in", "api", "metrics")

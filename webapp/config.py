@@ -3,6 +3,7 @@
 Settings may also stand in `milepost.env` beside `wsgi.py`; the environment wins.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -12,7 +13,7 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
@@ -22,10 +23,6 @@ from sqlalchemy.exc import ArgumentError
 
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.pipeline import load as load_pipelines
-from webapp.services import read_services
-
-if TYPE_CHECKING:
-    from apprise import NotifyBase
 
 ROOT = Path(__file__).resolve().parent.parent
 MIGRATIONS = ROOT / "webapp" / "storage" / "migrations"
@@ -110,6 +107,17 @@ def _events(text: str) -> frozenset[str]:
     return events
 
 
+def _services(addresses: str) -> tuple[Any, ...]:
+    from apprise import Apprise, AppriseAsset  # 60 MB that nobody else needs
+
+    logging.getLogger("apprise").propagate = False  # it quotes addresses, and they hold secrets
+    services, asset = [], AppriseAsset(app_id="Milepost")
+    for place, address in enumerate(addresses.split(), 1):
+        services.append(Apprise.instantiate(address, asset=asset))
+        _must(services[-1], f"be Apprise addresses such as mailto://…: number {place} is none")
+    return tuple(services)
+
+
 def _pipelines(text: str) -> Mapping[str, Pipeline]:
     return load_pipelines(Path(text) if text else None)
 
@@ -147,7 +155,7 @@ class Settings(NamedTuple):
     dispatch_workflow: str = _setting("DISPATCH_WORKFLOW", "provision-agent.yml", _like, *WORKFLOW)
     dispatch_ref: str = _setting("DISPATCH_REF", "main", str)
     webhook_keys: tuple[bytes, ...] = _setting("GITHUB_WEBHOOK_SECRET", (), _keys)
-    services: tuple["NotifyBase", ...] = _setting("NOTIFY_URLS", (), read_services)
+    services: tuple[Any, ...] = _setting("NOTIFY_URLS", (), _services)
     told: frozenset[str] = _setting("NOTIFY_ON", "failed,cancelled,lost", _events)
     embed_origins: tuple[str, ...] = _setting("EMBED_ORIGINS", (), _origins)
     operator_contact: str = _setting("OPERATOR_CONTACT", "", str)

@@ -1,7 +1,10 @@
-"""Tells the operator what happened: in the log at once, and by NOTIFY_URLS in a greenlet of its own."""
+"""Tells the operator what happened: in the log at once, and by NOTIFY_URLS in a greenlet of its own.
+
+Apprise speaks to mail, Slack, ntfy and many more: https://appriseit.com.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from time import time
 from typing import Any
@@ -15,14 +18,15 @@ from webapp import logs
 from webapp.page.words import headline, moment, report
 from webapp.parts import Parts
 from webapp.rules.silence import Transition
-from webapp.services import send
 from webapp.storage.database import reason
 from webapp.storage.notifications import PAUSES, claim, note_silence, settle
 from webapp.storage.transaction import Transaction
 
 MOST_OFTEN = 5.0  # seconds between two looks
 GATHER_FOR = 1.0  # seconds in which what happens together is gathered
-LONGEST_SENDING = 60.0  # seconds, after which another process sends: twice what `services` takes
+SENT_WITHIN = 30  # seconds for all services, which are told side by side
+BUSY_FOR = 60.0  # seconds after which another process sends, because this one has died
+LONGEST = 200  # characters of a reason
 MOST_NAMED = 30  # jobs in one message
 TITLES = {"lost": "Lost contact", "recovered": "Heard of again"}  # in place of the event's own name
 KINDS = {"done": "success", "recovered": "success", "cancelled": "warning"}
@@ -77,7 +81,7 @@ def _send_due(ours: Parts) -> None:
 
 def _next(ours: Parts, transaction: Transaction) -> tuple[Sequence[Row[Any]], str, str] | None:
     """What is sent next: its rows, its title, its text."""
-    rows, home = claim(transaction, time(), LONGEST_SENDING), ours.settings.public_url
+    rows, home = claim(transaction, time(), BUSY_FOR), ours.settings.public_url
     events, lines = [TITLES.get(row.event, row.event.capitalize()) for row in rows], []
     for event, row in zip(events[:MOST_NAMED], rows, strict=False):
         if view := ours.views.find(transaction.connection, row.job_id, row.number):
@@ -90,3 +94,17 @@ def _next(ours: Parts, transaction: Transaction) -> tuple[Sequence[Row[Any]], st
     if len(rows) > MOST_NAMED:
         lines.append(f"and {len(rows) - MOST_NAMED} more: {home}/")
     return (rows, f"{len(rows)} jobs: {counts}", "\n".join(lines)) if rows else None
+
+
+def send(services: Sequence[Any], title: str, body: str, kind: str, only: Collection[str]) -> dict[str, str]:
+    """Why each could not be told, "" where it was, by names without secrets; `only` those, if any is left."""
+    from apprise import Apprise  # as in `config`
+
+    to = Apprise([each for each in services if f"{each.service_name} {each.url_id()}" in only] or services)
+    said = to.notify(body, title, notify_type=kind, body_format="text", timeout=SENT_WITHIN)
+    told = {f"{each.name} {each.url_id}": "" if each else _last(each.logs()) for each in said}
+    return told or {"Apprise": _last(said.logs())}
+
+
+def _last(logs: Iterable[Any]) -> str:
+    return ["refused", *(str(entry.message) for entry in logs)][-1][:LONGEST]
