@@ -13,7 +13,7 @@ from webapp import cli, config
 from webapp.app import create_app
 from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
-from webapp.storage.jobs import is_empty
+from webapp.storage.jobs import newest_jobs
 from webapp.storage.tables import db
 
 GUNICORN = """
@@ -35,7 +35,7 @@ def main() -> None:
     app = create_app()
     with app.app_context():
         flask_migrate.upgrade()
-        has_jobs = not is_empty(db.session.connection())
+        has_jobs = bool(newest_jobs(db.session.connection(), 1)[0])
         db.engine.dispose()
         _try_to_listen(parts().settings)
         print(f"Sign in: {sign_in_url(parts())}", flush=True)

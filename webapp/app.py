@@ -17,7 +17,6 @@ from webapp.refusals import Refusals
 from webapp.routes import api, assets, callbacks, metrics, middleware, operator, sign_in, watch
 from webapp.signing import OperatorSignatures, ShareLinks
 from webapp.storage import database
-from webapp.storage.health import Health
 from webapp.storage.tables import db
 from webapp.storage.writer import Writer
 from webapp.streams.frames import Frames
@@ -60,8 +59,7 @@ def create_app() -> Flask:
 
 def _parts(app: Flask, settings: config.Settings) -> Parts:
     files = database.prepare(db.engine)
-    database.keep_private(db.engine)
-    views = Views(db.engine, settings)
+    views = Views(settings)
     hub = Hub(db.engine, Frames(db.engine, views, app.jinja_env.get_template("_steps.html")))
     writer = Writer(db.engine, files, settings.pipelines, settings, hub.wake, notify.tell)
     return Parts(
@@ -71,7 +69,6 @@ def _parts(app: Flask, settings: config.Settings) -> Parts:
         badges=ShareLinks(settings.secret_key, "badge"),
         signatures=OperatorSignatures(settings.secret_key, settings.operator_token),
         writer=writer,
-        health=Health(writer),
         views=views,
         hub=hub,
         refusals=Refusals(),

@@ -22,7 +22,7 @@ from webapp.parts import parts
 from webapp.routes.sign_in import sign_in_url
 from webapp.storage import backup, pruning
 from webapp.storage.database import reason
-from webapp.storage.jobs import count_all, link_of, newest_jobs
+from webapp.storage.jobs import count, find, newest_jobs
 from webapp.storage.tables import db
 
 # What a sentence tells, and no traceback.
@@ -50,10 +50,10 @@ def _tell_database() -> None:
 def link(job_id: str, as_json: bool) -> None:
     """Print the progress URL of a job."""
     _tell_database()
-    number = link_of(db.session.connection(), job_id)
-    if number is None:
+    row = find(db.session.connection(), job_id)
+    if row is None:
         raise click.ClickException(f"no job has the id {job_id}")
-    url = parts().progress_url(job_id, number)
+    url = parts().progress_url(job_id, row.link)
     _print(as_json, {"job_id": job_id, "progress_url": url}, url)
 
 
@@ -158,7 +158,7 @@ def prune(days: float, dry_run: bool) -> None:
     connection = db.session.connection()
     which = pruning.prunable(time() - days * 86_400, parts().views.clock(connection))
     if dry_run:
-        click.echo(f"{count_all(connection, which)} jobs would be pruned")
+        click.echo(f"{count(connection, which)} jobs would be pruned")
         return
     db.session.remove()
     pruned = 0

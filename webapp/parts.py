@@ -11,7 +11,6 @@ from webapp.page.view import Views
 from webapp.refusals import Refusals
 from webapp.rules.pipeline import Pipeline
 from webapp.signing import OperatorSignatures, ShareLinks
-from webapp.storage.health import Health
 from webapp.storage.writer import Writer
 from webapp.streams.hub import Hub
 
@@ -26,7 +25,6 @@ class Parts:
     badges: ShareLinks
     signatures: OperatorSignatures
     writer: Writer
-    health: Health
     views: Views
     hub: Hub
     refusals: Refusals

@@ -16,8 +16,8 @@ from webapp.rules import progress
 from webapp.rules.attempt import Attempt, Word
 from webapp.rules.pipeline import Pipeline
 from webapp.storage.database import reason
-from webapp.storage.jobs import attempts_of, jobs_of_run, known_jobs, pipeline_of
-from webapp.storage.transaction import Move, Transaction
+from webapp.storage.jobs import attempts_of, jobs_of_run, pipeline_of
+from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
 
 MOST_OFTEN = 15.0  # seconds between two looks for silent jobs
@@ -40,7 +40,7 @@ def hear(transaction: Transaction, word: Word) -> list[str]:
     job_ids = jobs_of_run(transaction.connection, word.run.id)
     if not job_ids:
         named = words(word.name)
-        known = known_jobs(transaction.connection, named)
+        known = transaction.find(named)
         job_ids = [name for name in named if name in known][-1:]
     return [job_id for job_id in job_ids if _hear_of(transaction, word, job_id)]
 
@@ -58,7 +58,7 @@ def _hear_of(transaction: Transaction, word: Word, job_id: str) -> bool:
     after = progress.testify(target, word, transaction.pipeline_of(target))
     if after.heard_at is None:
         after = after._replace(taken_at=word.arrived_at, heard_at=word.arrived_at)
-    transaction.save([Move(current, target, after)])
+    transaction.save([(target, after)])
     return True
 
 

@@ -12,8 +12,8 @@ from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline
 from webapp.rules.report import Start
 from webapp.rules.silence import Clock
-from webapp.storage.jobs import attempts_of, clock_now, unfinished_of_agent
-from webapp.storage.transaction import Move, Transaction
+from webapp.storage.jobs import attempts_of, clock_now
+from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
 
 
@@ -72,7 +72,7 @@ def close(writer: Writer, settings: Settings, job_id: str) -> None:
             raise Conflict(
                 f"the job {job_id} is {condition}: only one that is lost, waiting or never started"
             )
-        transaction.save([Move(current, current, progress.close(current, time()))])
+        transaction.save([(current, progress.close(current, time()))])
 
     writer.run(change)
     logs.event("closed", job=job_id)
@@ -105,8 +105,7 @@ def _found(transaction: Transaction, job_id: str) -> Attempt:
 
 
 def _clock(transaction: Transaction, settings: Settings) -> Clock:
-    connection = transaction.connection
-    return clock_now(connection, connection.engine, settings.quiet_after, settings.lost_after)
+    return clock_now(transaction.connection, settings)
 
 
 def _register(transaction: Transaction, settings: Settings, asked: Start) -> tuple[bool, Due | None]:
@@ -122,7 +121,7 @@ def _register(transaction: Transaction, settings: Settings, asked: Start) -> tup
     first = Attempt(asked.job_id, 1, now, asked.pipeline)
     if asked.dispatch:
         first = first._replace(asked_at=now, repository=settings.dispatch_repository)
-    transaction.save([Move(first, first, first)])
+    transaction.save([(first, first)])
     return True, _due(transaction, settings, first, None) if asked.dispatch else None
 
 
@@ -131,7 +130,7 @@ def _resume(transaction: Transaction, settings: Settings, current: Attempt, now:
     unknown = not current.end and current.heard_at is None and current.run is None
     if not unknown or current.asked_at is None or now - current.asked_at < BOUND:
         return None
-    transaction.save([Move(current, current, current._replace(asked_at=now))])
+    transaction.save([(current, current._replace(asked_at=now))])
     return _due(transaction, settings, current, current.opened_at)
 
 
@@ -153,7 +152,7 @@ def _reopen(transaction: Transaction, settings: Settings, job_id: str) -> Due:
     due = _due(transaction, settings, after, current.opened_at if current.end == "refused" else None)
     if agent_id := due.inputs.get("agent_id"):
         _only_one(transaction, settings, job_id, agent_id)
-    transaction.save([Move(current, after, after)])
+    transaction.save([(after, after)])
     return due
 
 
@@ -216,14 +215,14 @@ def conclude(
             run_attempt = run.get("run_attempt")
             named = str(run_attempt) if isinstance(run_attempt, int) and run_attempt > 0 else "1"
             after = after._replace(run_id=str(run_id), run_attempt=named)
-    transaction.save([Move(current, current, after)])
+    transaction.save([(current, after)])
     return after.end == "refused"
 
 
 def _only_one(transaction: Transaction, settings: Settings, job_id: str, agent_id: str) -> None:
     """Raise Conflict where another job of the agent goes on; nobody can start one until we commit."""
-    transaction.lock_agent(agent_id)
+    unfinished = transaction.unfinished_of_agent(agent_id, job_id)
     clock = _clock(transaction, settings)
-    for attempt in unfinished_of_agent(transaction.connection, agent_id, job_id):
+    for attempt in unfinished:
         if silence.condition(attempt, clock) != "lost":
             raise Conflict(f"the job {attempt.job_id} of the agent {agent_id} is not over yet")

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row
+from sqlalchemy import Connection, Row
 
 from webapp.config import Settings
 from webapp.rules import progress, silence
 from webapp.rules.attempt import Attempt, Step
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.report import LATEST_TIME
-from webapp.storage.jobs import clock_now, find, find_attempt, pipeline_of
+from webapp.storage.jobs import attempts_of, clock_now, find, pipeline_of
 from webapp.storage.tables import attempt_from
 
 # In place of what GitHub says of the operator's token and settings
@@ -152,14 +152,12 @@ def iso(seconds: float | None) -> str | None:
 class Views:
     """Makes the views of one database's jobs, by the clock and the steps that are theirs."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self._engine = engine
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def clock(self, connection: Connection | None = None) -> silence.Clock:
         """The clock of silence, now."""
-        settings = self._settings
-        return clock_now(connection, self._engine, settings.quiet_after, settings.lost_after)
+        return clock_now(connection, self._settings)
 
     def of(self, row: Row[Any], connection: Connection | None, attempt: Attempt | None = None) -> View:
         """The view of a row of `current_attempts()`, or of another attempt of that job.
@@ -176,5 +174,5 @@ class Views:
         row = find(connection, job_id)
         if row is None or number is None:
             return self.of(row, connection) if row else None
-        attempt = find_attempt(connection, job_id, number) if 1 <= number <= row.attempt else None
-        return self.of(row, connection, attempt) if attempt else None
+        opened = [attempt for attempt in attempts_of(connection, job_id) if attempt.number == number >= 1]
+        return self.of(row, connection, opened[0]) if opened else None

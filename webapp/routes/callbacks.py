@@ -45,10 +45,10 @@ def receive() -> Response:
         raise Refused(401, f"sent_at: more than {skew:g} seconds from the time of arrival")
     report = read(fields, body, arrived_at)
     note(job=report.job_id, report=report.milestone or "heartbeat")
-    receipt = ours.writer.receive(report)
-    note(duplicate=receipt.duplicate)
-    progress_url = ours.progress_url(report.job_id, receipt.link)
-    said = {"received": True, "duplicate": receipt.duplicate, "progress_url": progress_url}
+    duplicate, link = ours.writer.receive(report)
+    note(duplicate=duplicate)
+    progress_url = ours.progress_url(report.job_id, link)
+    said = {"received": True, "duplicate": duplicate, "progress_url": progress_url}
     return Response(json.dumps(said), mimetype="application/json")
 
 

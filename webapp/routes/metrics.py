@@ -14,7 +14,8 @@ from prometheus_client.registry import Collector
 
 from webapp.parts import parts
 from webapp.routes import guard
-from webapp.storage.counts import jobs_by_state, stored_callbacks, waiting_notifications
+from webapp.storage.jobs import jobs_by_state, stored_callbacks
+from webapp.storage.notifications import waiting_notifications
 from webapp.storage.tables import db
 
 bp = Blueprint("metrics", __name__)

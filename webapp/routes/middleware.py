@@ -153,5 +153,5 @@ def event_stream(events: Iterator[bytes]) -> Response:
 
 def healthz() -> tuple[str, int]:
     """200 while a callback could be stored, 503 and the reason while none could; answered within a second."""
-    problem = parts().health.problem()
+    problem = parts().writer.problem()
     return (f"{problem}\n", 503) if problem else ("ok\n", 200)

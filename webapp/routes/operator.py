@@ -19,7 +19,6 @@ from webapp.rules import attempt, silence
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import ID_RULE, JOB_ID, START, BadField, read_start
 from webapp.storage.jobs import (
-    MOST_COUNTED,
     BadMark,
     Wanted,
     attempts_of,
@@ -31,6 +30,7 @@ from webapp.storage.notifications import notifications_of
 from webapp.storage.tables import MILESTONES, db
 
 SHOWN_JOBS, SHOWN_MILESTONES, SHOWN_HEARTBEATS = 50, 200, 50
+MOST_COUNTED = 999
 UNFINISHED = ("live", "waiting", "quiet", "lost")  # conditions
 
 bp = Blueprint("operator", __name__)
@@ -53,13 +53,15 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         condition=asked["condition"] if asked["condition"] in silence.CONDITIONS else None,
     )
     rows, before = newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
-    counted = {name: count(connection, replace(known, condition=name)) for name in UNFINISHED}
-    counted |= {name: count(connection, replace(known, status=name)) for name in ("failed", "running")}
+    counted = {name: replace(known, condition=name) for name in UNFINISHED}
+    counted |= {name: replace(known, status=name) for name in ("failed", "running")}
+    most = MOST_COUNTED + 1
+    counts = {name: count(connection, *each.filters(connection), most=most) for name, each in counted.items()}
     return render_template(
         "jobs.html",
         views=[ours.views.of(row, connection) for row in rows],
         before=before,
-        counts={name: str(n) if n <= MOST_COUNTED else f"{MOST_COUNTED}+" for name, n in counted.items()},
+        counts={name: str(n) if n <= MOST_COUNTED else f"{MOST_COUNTED}+" for name, n in counts.items()},
         asked=asked,
         problems=problems,
         settings=ours.settings,

@@ -25,10 +25,7 @@ def back_up(database: Path, secrets: Mapping[str, Path], to: Path) -> None:
     os.umask(0o077)
     with TemporaryDirectory(dir=to.parent, prefix=".milepost-") as folder:
         copy, aside = Path(folder, DATABASE), Path(folder, "backup")
-        with (
-            closing(sqlite3.connect(database, timeout=10)) as source,
-            closing(sqlite3.connect(copy)) as target,
-        ):
+        with _connected(database) as source, _connected(copy) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode=DELETE")
             _check(target)
@@ -45,11 +42,9 @@ def back_up(database: Path, secrets: Mapping[str, Path], to: Path) -> None:
 def read_secrets(file: Path, names: list[str]) -> dict[str, str]:
     """The made secrets in a backup, by name. Raises Refused."""
     with _opened(file) as archive:
-        found = {}
-        for name in names:
-            if name in archive.getnames() and (member := archive.extractfile(name)):
-                found[name] = member.read(LARGEST_SECRET).decode().strip()
-        return found
+        known = [name for name in names if name in archive.getnames()]
+        members = {name: archive.extractfile(name) for name in known}
+        return {name: each.read(LARGEST_SECRET).decode().strip() for name, each in members.items() if each}
 
 
 def restore(file: Path, database: Path) -> None:
@@ -58,10 +53,7 @@ def restore(file: Path, database: Path) -> None:
     database.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=database.parent, prefix=".milepost-") as folder, _opened(file) as archive:
         archive.extract(DATABASE, folder, filter="data")
-        with (
-            closing(sqlite3.connect(Path(folder, DATABASE), isolation_level=None)) as source,
-            closing(sqlite3.connect(database, timeout=5, isolation_level=None)) as target,
-        ):
+        with _connected(Path(folder, DATABASE)) as source, _connected(database) as target:
             _check(source)
             if _tables(target) & {"jobs"} and target.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
                 raise Refused(f"{database} has jobs: nothing is restored over them")
@@ -69,6 +61,10 @@ def restore(file: Path, database: Path) -> None:
                 source.execute("DELETE FROM sessions")  # who signed out since stays signed out
             target.execute("PRAGMA journal_mode=WAL")
             source.backup(target)
+
+
+def _connected(path: Path) -> "closing[sqlite3.Connection]":
+    return closing(sqlite3.connect(path, timeout=5, isolation_level=None))
 
 
 def _check(copy: sqlite3.Connection) -> None:

@@ -74,23 +74,12 @@ def prepare(engine: Engine) -> "SQLiteFiles | None":
 
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> psycopg.Connection[Any]:
-        return BoundedConnection.connect(*arguments, **options)
-
-    @event.listens_for(engine, "connect")
-    def _bound(connection: psycopg.Connection[Any], _: object) -> None:
+        connection = BoundedConnection.connect(*arguments, **options)
         connection.execute(BOUNDS)  # not as options of the connection, which pgbouncer refuses
         connection.commit()
+        return connection
 
     return None
-
-
-def keep_private(engine: Engine) -> None:
-    """SQLite's files are for their owner alone, whatever the umask was."""
-    if engine.dialect.name == "sqlite":
-        os.umask(0o077)
-        for ending in ("", "-wal", "-shm"):
-            with suppress(OSError):  # not there yet, or another user's
-                Path(f"{engine.url.database}{ending}").chmod(0o600)
 
 
 def unbounded(connection: Connection) -> Connection:
@@ -115,6 +104,10 @@ class SQLiteFiles:
         self._wal = Path(f"{self._path}-wal")
         self._open: dict[sqlite3.Connection, Any] = {}  # with the identity of the files that each has open
         self._was_open = False
+        os.umask(0o077)  # the files are for their owner alone, whatever the umask was
+        for path in (self._path, self._wal, Path(f"{self._path}-shm")):
+            with suppress(OSError):  # not there yet, or another user's
+                path.chmod(0o600)
         event.listen(engine, "do_connect", self._before_connect)
         event.listen(engine, "connect", self._set_up)
         event.listen(engine, "close", lambda connection, _: self._open.pop(connection, None))
@@ -155,36 +148,35 @@ class SQLiteFiles:
     def _set_up(self, connection: sqlite3.Connection, _: object) -> None:
         if not self._path.stat().st_size:  # new
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # so that `prune` can give space back
-        _patiently(lambda: connection.execute("PRAGMA journal_mode=WAL"), READS_WITHIN)
+        _patiently(connection.execute, "PRAGMA journal_mode=WAL", READS_WITHIN)
         connection.execute("PRAGMA synchronous=FULL")  # durable at each commit
         connection.execute(f"PRAGMA journal_size_limit={LARGEST_WAL}")
-        _patiently(
-            lambda: connection.execute("SELECT * FROM sqlite_master LIMIT 0"), READS_WITHIN
-        )  # opens -wal
+        _patiently(connection.execute, "SELECT * FROM sqlite_master LIMIT 0", READS_WITHIN)  # opens -wal
         self._open[connection] = self._identity()
         self._was_open = True
 
     def _begin(self, connection: Connection) -> None:
+        execute = connection.exec_driver_sql
         if not connection.get_execution_options().get("writes"):
-            connection.exec_driver_sql("BEGIN")
+            execute("BEGIN")
             # What the first SELECT would do, but where another process's lock can be waited for.
-            _patiently(lambda: connection.exec_driver_sql("PRAGMA user_version"), READS_WITHIN)
+            _patiently(execute, "PRAGMA user_version", READS_WITHIN)
             return
         # A reader that turned writer would fail at once with "locked".
-        _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), WRITES_WITHIN)
+        _patiently(execute, "BEGIN IMMEDIATE", WRITES_WITHIN)
         if not self.are_kept():
-            connection.exec_driver_sql("ROLLBACK")
+            execute("ROLLBACK")
             self.reopen()
             connection.invalidate()
-            _patiently(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"), WRITES_WITHIN)
+            _patiently(execute, "BEGIN IMMEDIATE", WRITES_WITHIN)
 
 
-def _patiently(statement: Callable[[], object], within: float) -> None:
+def _patiently(execute: Callable[[str], object], statement: str, within: float) -> None:
     """Wait for a lock here: inside sqlite3 the event loop would wait, too."""
     give_up_at = monotonic() + within
     while True:
         try:
-            statement()
+            execute(statement)
             return
         except (sqlite3.OperationalError, OperationalError) as error:
             code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0)
@@ -195,7 +187,6 @@ def _patiently(statement: Callable[[], object], within: float) -> None:
 
 def is_about_one_job(error: Exception) -> bool:
     """Whether it is about what was to be stored, or another's lock on it, and not the database's trouble."""
-    is_locked = isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected)
-    return (
-        is_locked or not isinstance(error, SQLAlchemyError) or isinstance(error, IntegrityError | DataError)
-    )
+    if isinstance(getattr(error, "orig", None), LockNotAvailable | DeadlockDetected):
+        return True
+    return not isinstance(error, SQLAlchemyError) or isinstance(error, IntegrityError | DataError)

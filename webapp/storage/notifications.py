@@ -4,10 +4,10 @@ The primary key makes an event one of a kind over all processes and restarts. On
 time, as long as its mark says. A process that dies while it sends leaves its rows due again.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, func, select, tuple_, update
+from sqlalchemy import Connection, Row, func, select, tuple_
 
 from webapp.rules.silence import Clock, Transition
 from webapp.storage.jobs import current_attempts, is_in
@@ -21,21 +21,21 @@ MINUTE, PER_MINUTE, AT_ONCE = 60.0, 10, 500
 KEY = (notifications.c.job_id, notifications.c.number, notifications.c.event)
 
 
-def add(
-    connection: Connection, insert: Callable[..., Any], news: Sequence[Transition], told: Collection[str]
-) -> None:
+def add(transaction: "Transaction", news: Sequence[Transition]) -> None:
     """Add what is to be told: of a recovery only where it was told that contact was lost, and no end came."""
+    told = transaction.settings.told
     chosen = [each for each in news if each.name in told]
-    if not chosen and "lost" in told:
-        recovered = [(*each[:2], "lost") for each in news if each.name == "recovered"]
-        lost = connection.execute(select(*KEY).where(tuple_(*KEY).in_(recovered))).all() if recovered else ()
-        chosen = [each for each in news if (*each[:2], "lost") in lost and each.name == "recovered"]
+    recovered = {each[:2]: each for each in news if each.name == "recovered"}
+    if recovered and not chosen and "lost" in told:
+        job, number, event = KEY
+        lost = select(job, number).where(event == "lost", tuple_(job, number).in_([*recovered]))
+        chosen = [recovered[row.job_id, row.number] for row in transaction.connection.execute(lost)]
     rows = [
         {"job_id": job_id, "number": number, "event": name, "happened_at": at, "due_at": at, "tries": 0}
         for job_id, number, name, at in chosen
     ]
     if rows:
-        connection.execute(insert(notifications).on_conflict_do_nothing(), rows)
+        transaction.connection.execute(transaction.insert(notifications).on_conflict_do_nothing(), rows)
 
 
 def note_silence(transaction: "Transaction", clock: Clock) -> None:
@@ -90,22 +90,25 @@ def notifications_of(connection: Connection, job_id: str) -> Sequence[Row[Any]]:
     return connection.execute(which.order_by(notifications.c.happened_at)).all()
 
 
+def waiting_notifications(connection: Connection) -> int:
+    """How many are not sent and not given up."""
+    return connection.scalar(select(func.count()).where(notifications.c.due_at.is_not(None))) or 0
+
+
 def _update(connection: Connection, row: Row[Any], **values: object) -> None:
     which = [column == getattr(row, column.name) for column in KEY]
-    connection.execute(update(notifications).where(*which).values(values))
+    connection.execute(notifications.update().where(*which).values(values))
 
 
 def _mark(transaction: "Transaction", name: str, first: float) -> float:
     """The time of a mark, locked until the transaction ends; `first` where it is new."""
     connection = transaction.connection
-    new = transaction.insert(marks).values(name=name, at=first).on_conflict_do_nothing()
     which = select(marks.c.at).where(marks.c.name == name).with_for_update()
-    at = connection.execute(which).scalar()
-    if at is None:
-        connection.execute(new)
-        at = connection.execute(which).scalar_one()
-    return float(at)
+    if (at := connection.scalar(which)) is not None:
+        return float(at)
+    connection.execute(transaction.insert(marks).values(name=name, at=first).on_conflict_do_nothing())
+    return float(connection.execute(which).scalar_one())
 
 
 def _set_mark(transaction: "Transaction", name: str, at: float) -> None:
-    transaction.connection.execute(update(marks).where(marks.c.name == name).values(at=at))
+    transaction.connection.execute(marks.update().where(marks.c.name == name).values(at=at))

@@ -1,14 +1,16 @@
 """What each process does with the database before and beside its work: refuse, record, watch."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import gevent
-from sqlalchemy import delete, func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from webapp.storage import jobs as reads
+from webapp.storage.arrivals import try_to_store
 from webapp.storage.database import reason
-from webapp.storage.health import try_to_store
 from webapp.storage.tables import closures
 from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
@@ -30,24 +32,25 @@ def begin(writer: Writer, started_at: float) -> None:
     `started_at` is when the server started (Unix seconds), the same for all of its processes.
     """
     reads.started_at = started_at
-    is_recorded = False
+    record = partial(_record, started_at)
+    due: Callable[[Transaction], None] | None = record
     try:
-        refuse_pooler(writer)
-        writer.run(lambda transaction: record(transaction, started_at))
-        is_recorded = True
+        _refuse_pooler(writer.engine)
+        writer.run(record)
+        due = None
     except SQLAlchemyError as error:
         if _is_schema(error):
             raise CannotStart(f"{reason(error)}: flask db upgrade may help") from None
         log.warning("the server starts without its database: %s", reason(error))
-    gevent.spawn(_watch, writer, started_at, is_recorded)
+    gevent.spawn(_watch, writer, due)
 
 
-def refuse_pooler(writer: Writer) -> None:
+def _refuse_pooler(engine: Engine) -> None:
     """Raise CannotStart where a connection has another server process at each transaction: LISTEN is lost."""
-    if writer.engine.dialect.name == "sqlite":
+    if engine.dialect.name == "sqlite":
         return
     process = select(func.pg_backend_pid())
-    with writer.engine.connect() as first, writer.engine.connect() as second:
+    with engine.connect() as first, engine.connect() as second:
         before = first.scalar(process)
         first.commit()
         if before == second.scalar(process) or before != first.scalar(process):
@@ -57,11 +60,11 @@ def refuse_pooler(writer: Writer) -> None:
             )
 
 
-def record(transaction: Transaction, started_at: float) -> None:
+def _record(started_at: float, transaction: Transaction) -> None:
     """Try to store a callback; then record since when no door was open, which is not the jobs' silence."""
     try_to_store(transaction)
     connection = transaction.connection
-    connection.execute(delete(closures).where(closures.c.until < started_at - CLOSURES_KEPT))
+    connection.execute(closures.delete().where(closures.c.until < started_at - CLOSURES_KEPT))
     since = reads.newest_arrival(connection, started_at)
     if since is not None:
         row = {"until": started_at, "since": since}
@@ -74,15 +77,15 @@ def _is_schema(error: SQLAlchemyError) -> bool:
     return isinstance(error, ProgrammingError | IntegrityError)
 
 
-def _watch(writer: Writer, started_at: float, is_recorded: bool) -> None:
+def _watch(writer: Writer, due: Callable[[Transaction], None] | None) -> None:
     """A greenlet of each process: record the start once the database answers, and look after its files."""
     while True:
         gevent.sleep(LOOK_EVERY)
         try:
-            if not is_recorded:
-                writer.run(lambda transaction: record(transaction, started_at))
-                is_recorded = True
-            elif not writer.has_its_files():
+            if due:
+                writer.run(due)
+                due = None
+            elif writer.files and not writer.files.are_kept():
                 writer.run(lambda transaction: None)  # which opens them anew
         except Exception as error:
             log.warning("the database does not answer: %s", reason(error))

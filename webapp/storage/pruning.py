@@ -1,12 +1,12 @@
 """Pruning in steps so small that no callback waits for one, and giving the space back."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import monotonic, sleep, time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, func, or_, select
 
 from webapp.rules.forecast import NEWEST
 from webapp.rules.silence import Clock
@@ -17,21 +17,10 @@ from webapp.storage.writer import Writer
 
 STEP = 0.015  # seconds that a transaction should take
 FEWEST, MOST, ROWS = 20, 500, 10  # jobs of one transaction; callbacks for each of them
-KEPT = (
-    "job_id",
-    "number",
-    "opened_at",
-    "pipeline",
-    "definition",
-    "change",
-    "rank",
-    "end",
-    "ended_at",
-    "times",
-)
-# Of what usual times are learnt from, the other columns that may be empty are emptied; and its job id
-# begins so, as no job's can.
+# An attempt that usual times are learnt from stays: its job id then begins so, as no job's can, and its
+# columns that may be empty are emptied, but for what the times need.
 NOBODY = "~"
+KEPT = ("definition", "end", "ended_at")
 FORGOTTEN = {column.name: None for column in attempts.c if column.nullable and column.name not in KEPT}
 
 
@@ -46,35 +35,35 @@ def prune(writer: Writer, which: ColumnElement[bool]) -> Iterator[int]:
     while writer.run(_forget_departed):  # of those that were pruned before, the other processes know
         sleep(STEP)
     oldest: dict[str, float] = writer.run(_oldest_learnt_from)
-    size = FEWEST
+    yield from _paced(lambda size: writer.run(partial(_step, which, size, oldest)), FEWEST, MOST)
+
+
+def _paced(step: Callable[[int], int | None], fewest: int, most: int) -> Iterator[int]:
+    """What each step did until one says None, in sizes that take STEP seconds, with others' turns between."""
+    size = fewest
     while True:
         began = monotonic()
-        removed: int | None = writer.run(partial(_step, which=which, size=size, oldest=oldest))
+        done = step(size)
         took = monotonic() - began
-        if removed is None:
-            break
-        yield removed
-        size = max(size // 2, FEWEST) if took > STEP else min(size * 2, MOST)
-        sleep(max(took, STEP / 2))  # others' turn
+        if done is None:
+            return
+        yield done
+        size = max(size // 2, fewest) if took > STEP else min(size * 2, most)
+        sleep(max(took, STEP / 2))
 
 
 def _step(
-    transaction: Transaction, which: ColumnElement[bool], size: int, oldest: dict[str, float]
+    which: ColumnElement[bool], size: int, oldest: dict[str, float], transaction: Transaction
 ) -> int | None:
     """Remove up to `size` jobs, or else some of their callbacks; None once there are no more such jobs."""
     connection = transaction.connection
-    found = (
-        current_attempts()
-        .with_only_columns(jobs.c.job_id, maintain_column_froms=True)
-        .where(which)
-        .limit(size)
-    )
-    found = found.with_for_update(of=jobs, skip_locked=True)  # a callback may bring it back to life
-    ids = list(connection.execute(found).scalars())
+    found = current_attempts().with_only_columns(jobs.c.job_id, maintain_column_froms=True).where(which)
+    # Locked, because a callback may bring it back to life.
+    ids = list(connection.execute(found.limit(size).with_for_update(of=jobs, skip_locked=True)).scalars())
     if not ids:
         return None
     some = select(callbacks.c.id).where(callbacks.c.job_id.in_(ids)).limit(size * ROWS)
-    if connection.execute(delete(callbacks).where(callbacks.c.id.in_(some))).rowcount == size * ROWS:
+    if connection.execute(callbacks.delete().where(callbacks.c.id.in_(some))).rowcount == size * ROWS:
         return 0
     _keep_times(transaction, ids, oldest)
     transaction.remove(ids)
@@ -89,7 +78,7 @@ def _oldest_learnt_from(transaction: Transaction) -> dict[str, float]:
         ended = select(attempts.c.ended_at).where(done).order_by(attempts.c.ended_at.desc())
         oldest[pipeline] = transaction.connection.execute(ended.offset(NEWEST - 1).limit(1)).scalar() or 0.0
         kept = done & (attempts.c.job_id >= NOBODY) & (attempts.c.ended_at < oldest[pipeline])
-        transaction.connection.execute(delete(attempts).where(kept))
+        transaction.connection.execute(attempts.delete().where(kept))
     return oldest
 
 
@@ -101,14 +90,14 @@ def _keep_times(transaction: Transaction, job_ids: list[str], oldest: dict[str, 
         if row.ended_at >= oldest.get(row.pipeline, float("inf")):
             which = (attempts.c.job_id == row.job_id) & (attempts.c.number == row.number)
             values: dict[str, Any] = FORGOTTEN | {"job_id": NOBODY + secrets.token_hex(16)}
-            transaction.connection.execute(update(attempts).where(which).values(values))
+            transaction.connection.execute(attempts.update().where(which).values(values))
 
 
 def _forget_departed(transaction: Transaction) -> int:
     """Of jobs that are gone only revoked links have to be remembered, and deletions for a day."""
     gone = or_(departed.c.deleted_at.is_(None), departed.c.deleted_at < time() - DELETED_FOR)
     some = select(departed.c.job_id).where(departed.c.link == 0, gone).limit(MOST)
-    return transaction.connection.execute(delete(departed).where(departed.c.job_id.in_(some))).rowcount
+    return transaction.connection.execute(departed.delete().where(departed.c.job_id.in_(some))).rowcount
 
 
 def give_back(engine: Engine) -> bool:
@@ -117,15 +106,17 @@ def give_back(engine: Engine) -> bool:
         return True  # PostgreSQL's own autovacuum makes the space usable again
     with engine.connect().execution_options(writes=True) as connection:
         ask: Any = connection.connection.cursor()
-        if ask.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
-            return False
-        pages = 100
-        while ask.execute("PRAGMA freelist_count").fetchone()[0]:
-            began = monotonic()
+
+        def step(pages: int) -> int | None:
+            if not ask.execute("PRAGMA freelist_count").fetchone()[0]:
+                return None
             with connection.begin():
                 ask.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
-            took = monotonic() - began
-            pages = max(pages // 2, 100) if took > STEP else min(pages * 2, 2000)
-            sleep(max(took, STEP / 2))
+            return pages
+
+        if ask.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
+            return False
+        for _ in _paced(step, 100, 2000):
+            pass
         ask.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     return True

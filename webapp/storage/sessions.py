@@ -5,7 +5,7 @@ The database has hashes alone: whoever reads it, or a backup, cannot sign in wit
 
 from time import time
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from webapp.storage.tables import sessions
@@ -23,14 +23,13 @@ def open_session(
     Rows stay until a link that opened them has long expired, so that no key works twice.
     """
     now = time()
+    row = {"hash": hash, "key_hash": key_hash, "fingerprint": fingerprint, "opened_at": now}
 
     def change(transaction: Transaction) -> None:
-        run = transaction.connection.execute
-        run(delete(sessions).where(sessions.c.opened_at < now - LASTS))
+        transaction.connection.execute(sessions.delete().where(sessions.c.opened_at < now - LASTS))
         if replaced:
             end_session(transaction, replaced)
-        row = {"hash": hash, "key_hash": key_hash, "fingerprint": fingerprint, "opened_at": now}
-        run(sessions.insert(), row)
+        transaction.connection.execute(sessions.insert(), row)
 
     try:
         writer.run(change)
@@ -42,15 +41,11 @@ def open_session(
 def end_session(transaction: Transaction, hash: str) -> None:
     """Sign out."""
     which = (sessions.c.hash == hash) & sessions.c.ended_at.is_(None)
-    transaction.connection.execute(update(sessions).where(which).values(ended_at=time()))
+    transaction.connection.execute(sessions.update().where(which).values(ended_at=time()))
 
 
 def is_open(connection: Connection, hash: str, fingerprint: str) -> bool:
     """Whether a session goes on: not ended, not too old, and opened with the operator token of today."""
-    found = select(sessions.c.hash).where(
-        sessions.c.hash == hash,
-        sessions.c.fingerprint == fingerprint,
-        sessions.c.ended_at.is_(None),
-        sessions.c.opened_at > time() - LASTS,
-    )
-    return connection.execute(found).first() is not None
+    which = (sessions.c.hash == hash) & sessions.c.ended_at.is_(None)
+    which &= (sessions.c.fingerprint == fingerprint) & (sessions.c.opened_at > time() - LASTS)
+    return connection.scalar(select(sessions.c.hash).where(which)) is not None

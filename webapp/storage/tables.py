@@ -1,32 +1,20 @@
 """The tables. `transaction` writes them, `jobs` reads them; times are Unix seconds."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args, get_type_hints
 
+import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Boolean,
-    Column,
-    Double,
-    Index,
-    Integer,
-    MetaData,
-    Row,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import Column, Double, Index, Integer, Row, Table, Text
 
 from webapp.rules.attempt import Attempt
 
-metadata = MetaData()
+metadata = sa.MetaData()
 db = SQLAlchemy(metadata=metadata)
 # SQLite counts up only what is called INTEGER. Ids sort and compare by byte, on PostgreSQL as on SQLite.
-Number = BigInteger().with_variant(Integer, "sqlite")
-Id = String().with_variant(String(collation="C"), "postgresql")
+Number = sa.BigInteger().with_variant(Integer, "sqlite")
+Id = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+KINDS = {str: Text, int: Integer, float: Double, bool: sa.Boolean}
 
 jobs = Table(
     "jobs",
@@ -46,49 +34,27 @@ jobs = Table(
     Index("jobs_counted", "pipeline", "status"),  # 100,000 in 20 ms, not 200
 )
 
-_unfinished = text('"end" IS NULL')
+
+def _columns_of_attempts() -> Iterator[Column[Any]]:
+    """A column for each field of Attempt; these need more than the field's annotation says."""
+    special: dict[str, Column[Any]] = {
+        "job_id": Column("job_id", Id, primary_key=True),
+        "number": Column("number", Integer, primary_key=True, autoincrement=False),
+        "pipeline": Column("pipeline", Id, nullable=False, server_default="provision-agent"),
+        "change": Column("change", Number, nullable=False, index=True),
+        "times": Column("times", sa.JSON, nullable=False),
+        "usual": Column("usual", sa.JSON(none_as_null=True)),
+    }
+    for name, annotation in get_type_hints(Attempt).items():
+        kind, *none = get_args(annotation) or [annotation]
+        yield special[name] if name in special else Column(name, KINDS[kind], nullable=bool(none))
+
+
+_unfinished = sa.text('"end" IS NULL')
 attempts = Table(
     "attempts",
     metadata,
-    Column("job_id", Id, primary_key=True),
-    Column("number", Integer, primary_key=True, autoincrement=False, doc="below 1: never opened"),
-    Column("opened_at", Double, nullable=False),
-    Column("pipeline", Id, nullable=False, server_default="provision-agent"),
-    Column("definition", Text, doc="the hash of its steps; null: those of the built-in pipeline"),
-    Column("change", Number, nullable=False, index=True),
-    Column("subject", Text),
-    Column("note", Text),
-    Column("run_id", Text),
-    Column("run_attempt", Text),
-    Column("repository", Text),
-    Column("run_url", Text),
-    Column("first_sent_at", Double),
-    Column("rank", Integer, nullable=False),
-    Column("end", Text),
-    Column("ended_at", Double),
-    Column("end_sent_at", Double),
-    Column("failed_step", Text),
-    Column("error", Text),
-    Column("contradicted", Boolean, nullable=False),
-    Column("times", JSON, nullable=False),
-    Column("last_callback_at", Double),
-    Column("last_signal_at", Double),
-    Column("heard_at", Double),
-    Column("heartbeat_sent_at", Double),
-    Column("server_id", Text),
-    Column("server_ip", Text),
-    Column("tailscale_ip", Text),
-    Column("server_left", Boolean),
-    Column("result_url", Text),
-    Column("asked_at", Double, doc="when GitHub was asked to run the workflow"),
-    Column("taken_at", Double, doc="when GitHub took the dispatch"),
-    Column("run_state", Text, doc="GitHub's newest word of the run"),
-    Column("run_state_at", Double),
-    Column("waiting_for", Text),
-    Column("looked_at", Double, doc="when GitHub's API was last asked about the run"),
-    Column("usual", JSON(none_as_null=True)),
-    Column("expected_from", Double),
-    Column("expected_to", Double),
+    *_columns_of_attempts(),
     Index("attempts_unfinished", "heard_at", sqlite_where=_unfinished, postgresql_where=_unfinished),
     Index("attempts_ended", "pipeline", "end", "ended_at"),
     Index("attempts_by_run", "run_id", postgresql_using="hash"),
@@ -104,7 +70,7 @@ callbacks = Table(
     Column("arrived_at", Double, nullable=False),
     Column("sent_at", Double),
     Column("body", Text, nullable=False),
-    UniqueConstraint("job_id", "number", "milestone", name="callbacks_once"),  # makes repeats harmless
+    sa.UniqueConstraint("job_id", "number", "milestone", name="callbacks_once"),  # makes repeats harmless
 )
 
 definitions = Table(
@@ -161,15 +127,8 @@ marks = Table(
 )
 
 MILESTONES = callbacks.c.milestone.is_not(None)
-STATE = [attempts.c[name] for name in Attempt._fields]
 
 
 def attempt_from(row: Row[Any]) -> Attempt:
-    """The value of a row whose first columns are STATE."""
-    return Attempt._make(row[: len(STATE)])
-
-
-def difference(before: Attempt, after: Attempt) -> dict[str, Any]:
-    """The columns that changed."""
-    changed = zip(after._fields, before, after, strict=True)
-    return {name: new for name, old, new in changed if new != old}
+    """The value of a row whose first columns are those of `attempts`."""
+    return Attempt._make(row[: len(Attempt._fields)])

@@ -7,19 +7,7 @@ from functools import lru_cache
 from time import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    Update,
-    and_,
-    bindparam,
-    delete,
-    func,
-    or_,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import Connection, Row, Update, and_, bindparam, func, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
@@ -30,13 +18,11 @@ from webapp.rules.silence import Transition, transitions
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
 from webapp.storage.tables import (
-    STATE,
     attempt_from,
     attempts,
     callbacks,
     definitions,
     departed,
-    difference,
     jobs,
     notifications,
 )
@@ -62,35 +48,54 @@ Changes = dict[str, Change]  # by job id
 ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
 
 
-class Move(NamedTuple):
-    """An attempt to be written: the job's current one, itself as it is stored, itself as it is now."""
-
-    current: Attempt
-    stored: Attempt
-    after: Attempt
-
-
-_UPDATE_JOB = (
-    update(jobs)
-    .where(jobs.c.job_id == bindparam("b_job_id"))
-    .values(attempt=bindparam("attempt"), status=bindparam("status"))
-)
-
-
 class Transaction:
     """A connection inside a transaction, and the changes that the streams are told of after it."""
 
     def __init__(self, connection: Connection, pipelines: Mapping[str, Pipeline], settings: Settings) -> None:
         self.connection = connection
         self.pipelines = pipelines
+        self.settings = settings
         self.changes: Changes = {}
         self.transitions: list[Transition] = []
-        self.settings = settings
+        self.known: dict[str, Attempt] = {}  # the current attempts of the jobs that were found or saved
+        self.links: dict[str, int] = {}  # how many links of a job were revoked
         self._jobs: dict[str, Row[Any]] = {}
-        self.links: dict[str, int] = {}
         self._defined: set[str] = set()
         self._number = reads.newest_change(connection) + 1
-        self.insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        self._is_postgresql = connection.dialect.name == "postgresql"
+        self.insert = postgresql.insert if self._is_postgresql else sqlite.insert
+
+    def find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
+        """The current attempts of the jobs that there are, locked."""
+        ids = sorted(job_ids)
+        if self._is_postgresql:  # SQLite's transactions have the file to themselves
+            rows = select(jobs.c.job_id).where(jobs.c.job_id.in_(ids)).order_by(jobs.c.job_id)
+            self.connection.execute(rows.with_for_update())
+        found = {row.job_id: row for row in self.connection.execute(reads.CURRENT, {"ids": ids})}
+        self._jobs |= found
+        self.links |= {job_id: row.link for job_id, row in found.items()}
+        current = {job_id: attempt_from(row) for job_id, row in found.items()}
+        self.known |= current
+        return current
+
+    def current(self, job_id: str) -> Attempt | None:
+        """A job's current attempt, locked; None for an unknown job."""
+        return self.find([job_id]).get(job_id)
+
+    def job(self, job_id: str) -> Row[Any]:
+        """The row of a job that there is."""
+        return self.connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
+
+    def unfinished_of_agent(self, agent_id: str, but: str) -> list[Attempt]:
+        """The current attempts of the agent's jobs that are not over, but of one job.
+
+        Until the commit nobody else gets past this for that agent.
+        """
+        if self._is_postgresql:  # on SQLite nobody else writes
+            self.connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(agent_id, 0))))
+        unfinished = (jobs.c.agent_id == agent_id) & jobs.c.status.in_(reads.UNFINISHED)
+        found = reads.current_attempts().where(unfinished, jobs.c.job_id != but)
+        return [attempt_from(row) for row in self.connection.execute(found)]
 
     def pipeline_of(self, attempt: Attempt) -> Pipeline:
         """The steps with which an attempt was opened, or will be: the file's as it is now, if it is there."""
@@ -101,29 +106,48 @@ class Transaction:
         known = reads.attempts_of(self.connection, attempt.job_id)
         return reads.pipeline_of(self.connection, known[-1].definition if known else None)
 
-    def save(self, moves: Iterable[Move]) -> list[Attempt]:
-        """Write attempts; those that are their job's current ones now."""
+    def deleted_lately(self, job_ids: Iterable[str]) -> set[str]:
+        """Those of the jobs that the operator deleted less than DELETED_FOR ago."""
+        lately = departed.c.deleted_at > time() - DELETED_FOR
+        found = select(departed.c.job_id, departed.c.link).where(departed.c.job_id.in_(job_ids), lately)
+        links = {row.job_id: row.link for row in self.connection.execute(found)}
+        self.links |= links
+        return set(links)
+
+    def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
+        """Insert jobs (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`); the ids of the new ones."""
+        left = select(departed).where(departed.c.job_id.in_([row["job_id"] for row in rows]))
+        self.links |= {row.job_id: row.link for row in self.connection.execute(left)}
+        first = {"attempt": 1, "status": "queued"}
+        fresh = [first | {"link": self.links.get(row["job_id"], 0)} | row for row in rows]
+        statement = self.insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
+        return set(self.connection.execute(statement, fresh).scalars())
+
+    def save(self, moves: Iterable[tuple[Attempt, Attempt]]) -> None:
+        """Write attempts: each as it was found or, without a `change`, opened; and as it is now."""
         new: list[dict[str, Any]] = []
         changed: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-        shown, turned = [], []
-        for current, stored, after in moves:
-            after = self._completed(stored, after)
-            is_current = after.number >= current.number
+        turned: list[dict[str, Any]] = []
+        for before, now in moves:
+            current, after = self.known.get(now.job_id, before), self._completed(before, now)
+            is_new, is_current = not before.change, after.number >= current.number
             unseen = {name: getattr(current, name) for name in UNSEEN}
-            if not stored.change or (is_current and after._replace(**unseen) != current):
+            if is_new or (is_current and after._replace(**unseen) != current):
                 after = after._replace(change=self._next(current))
                 if is_current:
                     self.changes[after.job_id] = Change(after.change, self._jobs.get(after.job_id), after)
             if is_current:
-                shown.append(after)
-                self._compare(stored, after)
+                self.known[after.job_id] = after
+                self._compare(before, after)
                 if (after.number, after.status) != (current.number, current.status):
                     turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
-            if stored.change:
-                row = difference(current if after.number == current.number else stored, after)
-                changed[tuple(row)].append(row | {"b_job_id": after.job_id, "b_number": after.number})
-            else:
+            if is_new:
                 new.append(after._asdict())
+            else:
+                stored = current if after.number == current.number else before
+                fields = zip(after._fields, after, stored, strict=True)
+                row = {name: value for name, value, old in fields if value != old}
+                changed[tuple(row)].append(row | {"b_job_id": after.job_id, "b_number": after.number})
         if new:
             self.connection.execute(self.insert(attempts), new)
         for names, rows in changed.items():
@@ -131,96 +155,61 @@ class Transaction:
                 self.connection.execute(_update_attempt(names), rows)
         if turned:
             self.connection.execute(_UPDATE_JOB, turned)
-        return shown
+
+    def _completed(self, before: Attempt, after: Attempt) -> Attempt:
+        """With its steps, where it is opened, and with what is expected, where a step begins or it ends."""
+        if before.change and (after.rank, after.end) == (before.rank, before.end):
+            return after
+        pipeline = self.pipeline_of(before)
+        if not before.change:
+            after = after._replace(definition=pipeline.hash)
+            if pipeline.hash not in self._defined:
+                self._defined.add(pipeline.hash)
+                reads.known_pipelines[pipeline.hash] = pipeline
+                row = {"hash": pipeline.hash, "content": pipeline.content}
+                self.connection.execute(self.insert(definitions).on_conflict_do_nothing(), row)
+        if not after.end:
+            after = after._replace(usual=reads.usual(self.connection, after.pipeline))
+        return expect(after, pipeline)
 
     def _compare(self, before: Attempt, after: Attempt) -> None:
         """Note what happened, if anything did; a callback that comes in time costs two comparisons."""
-        settings = self.settings
         silence = (after.heard_at or 0) - (before.heard_at or after.heard_at or 0)
         ended = (before.end, before.waiting_for) != (after.end, after.waiting_for)
-        if ended or silence > settings.quiet_after:
-            connection = self.connection
-            clock = reads.clock_now(connection, connection.engine, settings.quiet_after, settings.lost_after)
+        if ended or silence > self.settings.quiet_after:
+            clock = reads.clock_now(self.connection, self.settings)
             self.happened(list(transitions(before, after, clock)))
 
     def happened(self, news: Sequence[Transition]) -> None:
         """Note transitions: for the log, and for the operator, who wants to be told of some."""
         self.transitions += news
-        add(self.connection, self.insert, news, self.settings.told)
+        add(self, news)
 
-    def _completed(self, stored: Attempt, after: Attempt) -> Attempt:
-        """With its steps, where it is opened, and with what is expected, where a step begins or it ends."""
-        if not stored.change:
-            pipeline = self.pipeline_of(after)
-            self._define(pipeline)
-            after = after._replace(definition=pipeline.hash)
-        elif (after.rank, after.end) == (stored.rank, stored.end):
-            return after
-        else:
-            pipeline = reads.pipeline_of(self.connection, after.definition)
-        if not after.end:
-            after = after._replace(usual=reads.usual(self.connection, after.pipeline))
-        return expect(after, pipeline)
-
-    def _define(self, pipeline: Pipeline) -> None:
-        if pipeline.hash not in self._defined:
-            self._defined.add(pipeline.hash)
-            reads.remember(pipeline)
-            row = {"hash": pipeline.hash, "content": pipeline.content}
-            self.connection.execute(self.insert(definitions).on_conflict_do_nothing(), row)
-
-    def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
-        """Insert jobs (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`); the ids of the new ones."""
-        left = select(departed).where(departed.c.job_id.in_([row["job_id"] for row in rows]))
-        self.links |= {row.job_id: row.link for row in self.connection.execute(left)}
-        fresh = [
-            {"attempt": 1, "status": "queued", "link": self.links.get(row["job_id"], 0), **row}
-            for row in rows
-        ]
-        statement = self.insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
-        return {row.job_id for row in self.connection.execute(statement, fresh)}
-
-    def current(self, job_id: str) -> Attempt | None:
-        """A job's current attempt, locked; None for an unknown job."""
-        return self.find([job_id]).get(job_id)
-
-    def job(self, job_id: str) -> Row[Any]:
-        """The row of a job that there is."""
-        return self.connection.execute(select(jobs).where(jobs.c.job_id == job_id)).one()
-
-    def lock_agent(self, agent_id: str) -> None:
-        """Until the commit nobody else gets past this for that agent (SQLite: nobody else writes)."""
-        if self.connection.dialect.name == "postgresql":
-            lock = func.pg_advisory_xact_lock(func.hashtextextended(agent_id, 0))
-            self.connection.execute(select(lock))
-
-    def touch(self, current: Attempt) -> None:
-        """Have the streams of a job look anew, though its attempt is as it was."""
-        number = self._next(current)
-        row = {"b_job_id": current.job_id, "b_number": current.number, "change": number}
-        self.connection.execute(_update_attempt(("change",)), [row])
-        self.changes[current.job_id] = Change(number)
+    def _next(self, current: Attempt) -> int:
+        """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
+        return max(self._number, current.change + 1)
 
     def revoke(self, job_id: str) -> bool:
         """Give a job another link; its old one, and the streams that came by it, end. False: no such job."""
         current = self.current(job_id)
         if current is None:
             return False
-        self.connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(link=jobs.c.link + 1))
-        self.touch(current)
+        change = self._next(current)
+        self.connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(link=jobs.c.link + 1))
+        row = {"b_job_id": job_id, "b_number": current.number, "change": change}
+        self.connection.execute(_update_attempt(("change",)), row)
+        self.changes[job_id] = Change(change)
         return True
 
     def remove(self, job_ids: Sequence[str], deleted_at: float | None = None) -> None:
         """Delete jobs with all that is known of them; after `deleted_at` callbacks do not bring them back."""
         rows = self.connection.execute(select(jobs.c.job_id, jobs.c.link).where(jobs.c.job_id.in_(job_ids)))
-        left = [
-            {"job_id": row.job_id, "link": row.link, "change": self._number, "deleted_at": deleted_at}
-            for row in rows
-        ]
+        gone = {"change": self._number, "deleted_at": deleted_at}
+        left = [gone | {"job_id": row.job_id, "link": row.link} for row in rows]
         if not left:
             return
         for table in (notifications, callbacks, attempts, jobs):
-            self.connection.execute(delete(table).where(table.c.job_id.in_(job_ids)))
+            self.connection.execute(table.delete().where(table.c.job_id.in_(job_ids)))
         statement = self.insert(departed)
         newer = {name: statement.excluded[name] for name in ("link", "change", "deleted_at")}
         self.connection.execute(statement.on_conflict_do_update(index_elements=["job_id"], set_=newer), left)
@@ -245,46 +234,27 @@ class Transaction:
         )
         current = select(jobs.c.job_id).where(jobs.c.job_id == row.job_id, jobs.c.attempt == row.number)
         found = select(row.job_id, row.number).where(due, current.exists()).limit(ASKED_AT_ONCE)
-        claim = update(attempts).where(tuple_(row.job_id, row.number).in_(found), due)
-        rows = self.connection.execute(claim.values(looked_at=now).returning(*STATE))
+        claim = attempts.update().where(tuple_(row.job_id, row.number).in_(found), due)
+        rows = self.connection.execute(claim.values(looked_at=now).returning(*attempts.c))
         return [attempt_from(row) for row in rows]
 
     def notify(self) -> None:
         """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
-        if self.connection.dialect.name != "postgresql":
-            return
         lines = [f"{job_id} {change.number}" for job_id, change in self.changes.items()]
-        for i in range(0, len(lines), NOTIFICATION_JOBS):
+        for i in range(0, len(lines) if self._is_postgresql else 0, NOTIFICATION_JOBS):
             payload = "\n".join(lines[i : i + NOTIFICATION_JOBS])
             self.connection.execute(select(func.pg_notify(CHANNEL, payload)))
 
-    def _next(self, current: Attempt) -> int:
-        """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
-        return max(self._number, current.change + 1)
 
-    def deleted_lately(self, job_ids: Iterable[str]) -> set[str]:
-        """Those of the jobs that the operator deleted less than DELETED_FOR ago."""
-        lately = departed.c.deleted_at > time() - DELETED_FOR
-        found = select(departed.c.job_id, departed.c.link).where(departed.c.job_id.in_(job_ids), lately)
-        links = {row.job_id: row.link for row in self.connection.execute(found)}
-        self.links |= links
-        return set(links)
-
-    def find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
-        """The current attempts of the jobs that there are, locked."""
-        ids = list(job_ids)
-        if self.connection.dialect.name == "postgresql":  # SQLite's transactions have the file to themselves
-            reads.known_jobs(self.connection, ids)
-        found = {row.job_id: row for row in self.connection.execute(reads.CURRENT, {"ids": ids})}
-        self._jobs |= found
-        self.links |= {job_id: row.link for job_id, row in found.items()}
-        return {job_id: attempt_from(row) for job_id, row in found.items()}
+_UPDATE_JOB = (
+    jobs.update()
+    .where(jobs.c.job_id == bindparam("b_job_id"))
+    .values(attempt=bindparam("attempt"), status=bindparam("status"))
+)
 
 
 @lru_cache(64)
 def _update_attempt(names: tuple[str, ...]) -> Update:
     """Only what changed: SQLite would write every index anew."""
-    which = update(attempts).where(
-        attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
-    )
-    return which.values({name: bindparam(name) for name in names})
+    which = (attempts.c.job_id == bindparam("b_job_id")) & (attempts.c.number == bindparam("b_number"))
+    return attempts.update().where(which).values({name: bindparam(name) for name in names})

@@ -11,7 +11,8 @@ are told that nothing was stored.
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar, cast
 
@@ -20,6 +21,7 @@ from gevent import get_hub
 from gevent.event import AsyncResult, Event
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
+from gevent.util import wrap_errors
 from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
@@ -27,12 +29,14 @@ from webapp.config import Settings
 from webapp.rules.attempt import Report
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.silence import Transition
-from webapp.storage.arrivals import Receipt, receive
+from webapp.storage.arrivals import receive, try_to_store
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
 from webapp.storage.transaction import Changes, Transaction
 
 GATHER_FOR = 0.02  # seconds; the longest wait for as many callbacks as shared the last commit
 ANSWERED_WITHIN = 7.0  # seconds; the contract: 503 is said within 8
+FRESH_FOR, TRIED_FOR = 0.5, 0.7  # seconds since the last commit in which nothing is tried; for a try
+SICK_AFTER = 5.0  # seconds without a commit though one was tried; the contract's
 
 T = TypeVar("T")
 
@@ -46,66 +50,80 @@ class Overdue(SQLAlchemyError):
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """A callback, or another change, that waits for its transaction."""
+    """A callback, or another change, that waits for its transaction; its outcome may be an exception."""
 
     report: Report | None
     change: Callable[[Transaction], Any] | None
-    outcome: "AsyncResult[Any]"
     due_at: float
+    outcome: "AsyncResult[Any]" = field(default_factory=AsyncResult)
 
 
+@dataclass(eq=False)
 class Writer:
     """Runs the transactions of this process, one at a time, and wakes the streams after each commit."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        files: SQLiteFiles | None,
-        pipelines: Mapping[str, Pipeline],
-        settings: Settings,
-        wake: Callable[[Changes], None],
-        tell: Callable[[Sequence[Transition]], None],
-    ) -> None:
-        self.engine = engine
-        self._files = files
-        self._settings, self._tell = settings, tell
-        self._pipelines = pipelines
-        self._wake = wake
+    engine: Engine
+    files: SQLiteFiles | None
+    pipelines: Mapping[str, Pipeline]
+    settings: Settings
+    wake: Callable[[Changes], None]
+    tell: Callable[[Sequence[Transition]], None]
+
+    def __post_init__(self) -> None:
         self._waiting: list[_Pending] = []
         self._connection: Connection | None = None
-        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._writing: gevent.Greenlet[[], None] | None = None
+        self._trying: gevent.Greenlet[[], None] | None = None
         self._enough, self._is_enough, self._wait_until = 1, Event(), 0.0
         self._bound = gevent.Timeout(None)
         self._disk = ThreadPool(1)  # not gevent's own, whose ten threads may all wait for a resolver
-        self.stored_at = float("-inf")  # when a transaction was last committed; both by the monotonic clock
-        self.tried_since: float | None = None  # the first try since then that did not come to an end well
-        self.problem: str | None = None  # why the last one did not, in the driver's words
+        self._stored_at, self._tried_since = -inf, inf  # the last commit; the first try since that failed
+        self._problem: str | None = None  # why the last try failed, in the driver's words
 
-    def has_its_files(self) -> bool:
-        """Whether SQLite's file is still the one that is open."""
-        return self._files is None or self._files.are_kept()
+    def receive(self, report: Report) -> tuple[bool, int]:
+        """Store a callback durably; whether it is a duplicate, and how many links of its job were revoked.
 
-    def receive(self, report: Report) -> Receipt:
-        """Store a callback durably. Raises SQLAlchemyError or UnknownPipeline: nothing is stored."""
-        return cast("Receipt", self._wait_for(report, None))
+        Raises SQLAlchemyError or UnknownPipeline: nothing is stored.
+        """
+        return cast("tuple[bool, int]", self._wait_for(report, None))
 
     def run(self, change: Callable[[Transaction], T]) -> T:
         """Run one other change in a transaction of its own; its errors are raised."""
         return cast("T", self._wait_for(None, change))
 
+    def problem(self) -> str | None:
+        """Why no callback could be stored now, None where one could: tried for real, within a second."""
+        if monotonic() - self._stored_at > FRESH_FOR:
+            if not self._trying:  # none, or one that has ended
+                self._trying = gevent.spawn(self._try)
+            self._trying.join(TRIED_FOR / 5 if self._is_overdue() else TRIED_FOR)
+        return self._problem or (f"no commit for {SICK_AFTER:g} seconds" if self._is_overdue() else None)
+
+    def _is_overdue(self) -> bool:
+        return monotonic() - self._tried_since >= SICK_AFTER
+
+    def _try(self) -> None:
+        try:
+            self.run(try_to_store)
+        except Exception as error:
+            self._problem = self._problem or reason(error)
+
     def _wait_for(self, report: Report | None, change: Callable[[Transaction], Any] | None) -> Any:
-        pending = _Pending(report, change, AsyncResult(), monotonic() + ANSWERED_WITHIN)
+        pending = _Pending(report, change, monotonic() + ANSWERED_WITHIN)
         self._waiting.append(pending)
         if len(self._waiting) >= self._enough:
             self._is_enough.set()
-        if not self._greenlet:  # none, or one that has ended
-            self._greenlet = gevent.spawn(self._write)
+        if not self._writing:  # none, or one that has ended
+            self._writing = gevent.spawn(self._write)
         try:
             with gevent.Timeout(ANSWERED_WITHIN + 0.5, Overdue()):  # the writer itself gives up before
-                return pending.outcome.get()
+                outcome = pending.outcome.get()
         finally:
             if pending in self._waiting:  # what is answered without it is not stored later
                 self._waiting.remove(pending)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _write(self) -> None:
         """A greenlet, while anything waits: what gathers during one commit shares the next."""
@@ -119,53 +137,50 @@ class Writer:
             self._enough, self._wait_until = len(group), monotonic() + GATHER_FOR
             self._is_enough.clear()
             try:
-                self._write_group([pending for pending in group if pending.due_at > monotonic()])
+                in_time = [pending for pending in group if pending.due_at > monotonic()]
+                self._receive_together([pending for pending in in_time if pending.report])
+                for pending in in_time:
+                    if pending.change:
+                        pending.outcome.set(self._transact(pending.change, pending.due_at))
             finally:  # whatever happens here, as without memory, nobody waits in vain
                 for pending in group:
                     if not pending.outcome.ready():
-                        _settle(pending, Overdue())
-
-    def _write_group(self, group: list[_Pending]) -> None:
-        reports = [pending for pending in group if pending.report]
-        if reports:
-            self._receive_together(reports)
-        for pending in group:
-            if pending.change:
-                _settle(pending, self._transact(pending.change, pending.due_at))
+                        pending.outcome.set(Overdue())
 
     def _receive_together(self, group: list[_Pending]) -> None:
         """One transaction for all; one each where something in one of them failed the others."""
         reports = [pending.report for pending in group if pending.report]
+        if not reports:
+            return
         due_at = min(pending.due_at for pending in group)
         outcome = self._transact(lambda transaction: receive(transaction, reports), due_at)
         if isinstance(outcome, Exception) and len(group) > 1 and is_about_one_job(outcome):
             for pending in group:
                 self._receive_together([pending])
             return
-        for index, pending in enumerate(group):
-            _settle(pending, outcome if isinstance(outcome, Exception) else outcome[index])
+        for i, pending in enumerate(group):
+            pending.outcome.set(outcome if isinstance(outcome, Exception) else outcome[i])
 
     def _transact(self, change: Callable[[Transaction], T], due_at: float) -> T | Exception:
         """What `change` returned, committed, or raised."""
-        tried_since = self.tried_since
-        self.tried_since = self.tried_since or monotonic()
+        tried_since = self._tried_since
+        self._tried_since = min(tried_since, monotonic())
         self._bound = gevent.Timeout.start_new(max(due_at - monotonic(), 0.001))
         try:
             result, changes = self._commit(change)
-        except gevent.Timeout as timeout:
-            if timeout is not self._bound:
-                raise
-            return self._fail(Overdue())
-        except Exception as error:  # for the greenlet that asked
-            if is_about_one_job(error) or not isinstance(error, SQLAlchemyError):
-                self.tried_since = tried_since
-                return error
-            return self._fail(error)
+        except (gevent.Timeout, Exception) as raised:
+            error = Overdue() if isinstance(raised, gevent.Timeout) else raised
+            if is_about_one_job(error):
+                self._tried_since = tried_since
+            else:
+                self._problem = reason(error)
+                self._drop()
+            return error  # for the greenlet that asked
         finally:
             self._bound.close()
-        self.stored_at, self.tried_since, self.problem = monotonic(), None, None
+        self._stored_at, self._tried_since, self._problem = monotonic(), inf, None
         if changes:
-            get_hub().loop.run_callback(self._wake, changes)  # after the answers
+            get_hub().loop.run_callback(self.wake, changes)  # after the answers
         return result
 
     def _commit(self, change: Callable[[Transaction], T], retry: bool = True) -> tuple[T, Changes]:
@@ -173,7 +188,7 @@ class Writer:
             self._connection = self.engine.connect().execution_options(writes=True)
         try:
             with self._connection.begin() as begun:
-                transaction = Transaction(self._connection, self._pipelines, self._settings)
+                transaction = Transaction(self._connection, self.pipelines, self.settings)
                 result = change(transaction)
                 transaction.notify()
                 self._to_disk(begun)
@@ -182,17 +197,22 @@ class Writer:
                 self._drop()
                 return self._commit(change, retry=False)
             raise
-        if self._files and not self.has_its_files():
-            self._files.reopen()
+        if self.files and not self.files.are_kept():
+            self.files.reopen()
             raise OperationalError("COMMIT", None, sqlite3.OperationalError(PROBLEM))
         if transaction.transitions:
-            self._tell(transaction.transitions)
+            self.tell(transaction.transitions)
         return result, transaction.changes
 
-    def _fail(self, error: Exception) -> Exception:
-        self.problem = reason(error)
-        self._drop()
-        return error
+    def _to_disk(self, begun: RootTransaction) -> None:
+        """Commit, off the event loop where to wait for the disk would block it."""
+        if self.files and is_module_patched("threading"):
+            self._bound.close()  # a thread cannot be called back; and no lock is waited for any more
+            error = self._disk.apply(wrap_errors((Exception,), begun.commit))  # the pool would print it
+            if error:
+                raise error
+        else:
+            begun.commit()
 
     def _drop(self) -> None:
         """Let go of every connection: the trouble may be theirs alone, as after a change of the server."""
@@ -201,28 +221,3 @@ class Writer:
             connection.invalidate()
             connection.close()
         self.engine.dispose()
-
-    def _to_disk(self, begun: RootTransaction) -> None:
-        """Commit, off the event loop where to wait for the disk would block it."""
-        if self.engine.dialect.name == "sqlite" and is_module_patched("threading"):
-            self._bound.close()  # a thread cannot be called back; and no lock is waited for any more
-            error = self._disk.apply(_error_of, (begun.commit,))
-            if error:
-                raise error
-        else:
-            begun.commit()
-
-
-def _error_of(commit: Callable[[], None]) -> Exception | None:
-    try:
-        commit()
-    except Exception as error:  # for who waits: the thread pool would print it
-        return error
-    return None
-
-
-def _settle(pending: _Pending, outcome: Any) -> None:
-    if isinstance(outcome, Exception):
-        pending.outcome.set_exception(outcome)
-    else:
-        pending.outcome.set(outcome)

@@ -14,9 +14,13 @@ with unbounded(db.engine.connect().execution_options(writes=True)) as connection
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(6453)"))
+        migrations = context.get_context()
+        if migrations.get_current_revision() is None and "destination_rev" in migrations.opts:
+            db.metadata.create_all(connection)  # the migrations are for the databases of older versions
+            migrations.stamp(context.script, "head")
         context.run_migrations()
     if connection.dialect.name == "sqlite":
-        connection.rollback()
+        connection.commit()
         ask = connection.connection.cursor()
         if ask.execute("PRAGMA auto_vacuum").fetchone()[0] == 0:  # made before `prune` gave space back
             ask.execute("PRAGMA auto_vacuum=INCREMENTAL")

@@ -1,93 +1,82 @@
 """pipelines, sessions, notifications; what GitHub says of a run; jobs that departed"""
 
+from typing import Any
+
 import click
-import sqlalchemy as sa
 from alembic import op
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, String, Text
 
 revision = "0002"
 down_revision = "0001"
 
-NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-ID = sa.String().with_variant(sa.String(collation="C"), "postgresql")
-ADDED = {
-    "pipeline": sa.Column("pipeline", ID, nullable=False, server_default="provision-agent"),
-    **{
-        name: sa.Column(name, kind())
-        for name, kind in {
-            "definition": sa.Text,
-            "subject": sa.Text,
-            "note": sa.Text,
-            "repository": sa.Text,
-            "first_sent_at": sa.Double,
-            "last_callback_at": sa.Double,
-            "server_left": sa.Boolean,
-            "result_url": sa.Text,
-            "run_state_at": sa.Double,
-            "waiting_for": sa.Text,
-            "expected_from": sa.Double,
-            "expected_to": sa.Double,
-        }.items()
-    },
+Number = BigInteger().with_variant(Integer, "sqlite")
+Id = String().with_variant(String(collation="C"), "postgresql")
+RENAMED: dict[str, tuple[str, Any]] = {
+    "version": ("change", Number),
+    "witness": ("run_state", Text),
+    "witnessed_at": ("looked_at", Double),
 }
+ADDED: dict[Any, str] = {
+    Text: "definition subject note repository result_url waiting_for",
+    Double: "first_sent_at last_callback_at run_state_at expected_from expected_to",
+    Boolean: "server_left",
+}
+
+
+def key(name: str, kind: Any) -> Column[Any]:
+    return Column(name, kind, primary_key=True, autoincrement=False)
+
+
+def needed(name: str, kind: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, nullable=False, **options)
 
 
 def upgrade() -> None:
     with op.batch_alter_table("attempts") as table:
         table.drop_index("attempts_ended")
         table.drop_index("ix_attempts_version")
-        table.alter_column("version", new_column_name="change", existing_type=NUMBER)
-        table.alter_column("witness", new_column_name="run_state", existing_type=sa.Text())
-        table.alter_column("witnessed_at", new_column_name="looked_at", existing_type=sa.Double())
-        for column in ADDED.values():
-            table.add_column(column)
+        for old, (new, kind) in RENAMED.items():
+            table.alter_column(old, new_column_name=new, existing_type=kind)
+        table.add_column(needed("pipeline", Id, server_default="provision-agent"))
+        for kind, names in ADDED.items():
+            for name in names.split():
+                table.add_column(Column(name, kind))
     op.create_index("attempts_ended", "attempts", ["pipeline", "end", "ended_at"])
     op.create_index("ix_attempts_change", "attempts", ["change"])
     op.execute("UPDATE attempts SET usual = NULL, last_callback_at = last_signal_at")
     with op.batch_alter_table("jobs") as table:
-        table.add_column(sa.Column("pipeline", ID, nullable=False, server_default="provision-agent"))
+        table.add_column(needed("pipeline", Id, server_default="provision-agent"))
     op.create_index("jobs_by_pipeline", "jobs", ["pipeline", "created_at", "job_id"])
     op.create_index("jobs_counted", "jobs", ["pipeline", "status"])
-    op.create_table(
-        "definitions",
-        sa.Column("hash", sa.Text(), primary_key=True),
-        sa.Column("content", sa.Text(), nullable=False),
-    )
+    op.create_table("definitions", key("hash", Text), needed("content", Text))
     op.create_table(
         "departed",
-        sa.Column("job_id", ID, primary_key=True),
-        sa.Column("link", sa.Integer(), nullable=False),
-        sa.Column("change", NUMBER, nullable=False, index=True),
-        sa.Column("deleted_at", sa.Double()),
+        key("job_id", Id),
+        needed("link", Integer),
+        needed("change", Number, index=True),
+        Column("deleted_at", Double),
     )
-    op.create_table(
-        "closures",
-        sa.Column("until", sa.Double(), primary_key=True, autoincrement=False),
-        sa.Column("since", sa.Double(), nullable=False),
-    )
+    op.create_table("closures", key("until", Double), needed("since", Double))
     op.create_table(
         "sessions",
-        sa.Column("hash", sa.Text(), primary_key=True),
-        sa.Column("key_hash", sa.Text(), unique=True),
-        sa.Column("fingerprint", sa.Text(), nullable=False),
-        sa.Column("opened_at", sa.Double(), nullable=False),
-        sa.Column("ended_at", sa.Double()),
+        key("hash", Text),
+        Column("key_hash", Text, unique=True),
+        needed("fingerprint", Text),
+        needed("opened_at", Double),
+        Column("ended_at", Double),
     )
     op.create_table(
         "notifications",
-        sa.Column("job_id", ID, primary_key=True),
-        sa.Column("number", sa.Integer(), primary_key=True, autoincrement=False),
-        sa.Column("event", sa.Text(), primary_key=True),
-        sa.Column("happened_at", sa.Double(), nullable=False),
-        sa.Column("due_at", sa.Double(), index=True),
-        sa.Column("tries", sa.Integer(), nullable=False),
-        sa.Column("sent_at", sa.Double(), index=True),
-        sa.Column("problem", sa.Text()),
+        key("job_id", Id),
+        key("number", Integer),
+        key("event", Text),
+        needed("happened_at", Double),
+        Column("due_at", Double, index=True),
+        needed("tries", Integer),
+        Column("sent_at", Double, index=True),
+        Column("problem", Text),
     )
-    op.create_table(
-        "marks",
-        sa.Column("name", sa.Text(), primary_key=True),
-        sa.Column("at", sa.Double(), nullable=False),
-    )
+    op.create_table("marks", key("name", Text), needed("at", Double))
 
 
 def downgrade() -> None:
