@@ -169,7 +169,7 @@ def test_the_example_is_a_page_with_an_end_of_its_own(milepost: Server, reposito
     assert [step["label"] for step in page["steps"]][2] == "Checking Links"
     assert milepost.states("site") == ["completed"] * 5
     assert run.log.read_text().count(f"Live progress: {milepost.link('site')}\n") == 1
-    assert "The documentation is live" in requests.get(milepost.link("site"), timeout=30).text
+    assert "The documentation is published" in requests.get(milepost.link("site"), timeout=30).text
 
 
 @pytest.mark.parametrize("beginning", ["name: Deploy\n", "name: Build everywhere\n"])

@@ -178,7 +178,7 @@ STATES: dict[str, Callable[..., View]] = {
     "largest-failed": lambda **k: _view(
         _largest(end="failed", ended_at=time(), failed_step="x", error=("'" * 666 + "\n") * 3), **k),
     "largest-done": lambda **k: _view(
-        _largest(end="running", ended_at=time(), result_url="https://x/" + "'" * 1990), **k),
+        _largest(rank=MOST, end="running", ended_at=time(), result_url="https://x/" + "'" * 1990), **k),
     "third-attempt": lambda **k: _view(_attempt(2)._replace(number=3), **k),
     "many-attempts": lambda **k: _view(_attempt(2)._replace(number=1500), **k),
     "earlier-attempt": lambda **k: _view(_failed(3, "configure", NO_ROUTE), **k, newest=3),
