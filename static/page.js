@@ -195,7 +195,7 @@
     })
     source.addEventListener("error", event => {
       event.stopImmediatePropagation() // or htmx's extension, too, would connect again
-      if (source == state.source) streamFailed()
+      if (source == state.source) state.heard && source.readyState == EventSource.CONNECTING ? streamLost() : streamFailed()
     })
     return source
   }
@@ -208,13 +208,20 @@
     proven()
   }
 
-  // Comes back spread out. A stream that had worked is tried again first; one that never opened is asked
-  // why, since an EventSource does not tell its status.
+  // A stream that had worked is opened again by the browser, after the time that the server's `retry:` said,
+  // and says what it has, so that of ten thousand none is sent anew what it shows.
+  function streamLost() {
+    state.heard = 0
+    state.verifyAt = Infinity
+    state.pollAt = spread(6 * SECOND, 9 * SECOND)
+  }
+
+  // One that never opened, or was refused, is asked why: an EventSource does not tell its status.
   function streamFailed() {
-    const worked = state.heard, pause = Math.min(2 ** state.failures++, 32) * SECOND
+    const pause = Math.min(2 ** state.failures++, 32) * SECOND
     disconnect()
     state.connectAt = spread(pause / 2, pause * 2)
-    state.pollAt = worked ? spread(4 * SECOND, 6 * SECOND) : spread(0, SECOND)
+    state.pollAt = spread(0, SECOND)
   }
 
   // An answer knew more than the stream has told: it may be on its way still.
