@@ -12,7 +12,6 @@ import flask_migrate
 from webapp import cli, config
 from webapp.app import create_app
 from webapp.parts import parts
-from webapp.routes.sign_in import sign_in_url
 from webapp.storage.jobs import newest_jobs
 from webapp.storage.tables import db
 
@@ -38,7 +37,7 @@ def main() -> None:
         has_jobs = bool(newest_jobs(db.session.connection(), 1)[0])
         db.engine.dispose()
         _try_to_listen(parts().settings)
-        print(f"Sign in: {sign_in_url(parts())}", flush=True)
+        print(f"Sign in: {parts().links.sign_in()}", flush=True)
     if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both

@@ -13,9 +13,8 @@ from webapp import cli, config, logs, notify
 from webapp.page import words
 from webapp.page.view import Views
 from webapp.parts import Parts
-from webapp.refusals import Refusals
-from webapp.routes import api, assets, callbacks, metrics, middleware, operator, sign_in, watch
-from webapp.signing import OperatorSignatures, ShareLinks
+from webapp.routes import api, assets, callbacks, guard, metrics, middleware, operator, watch
+from webapp.signing import Links
 from webapp.storage import database
 from webapp.storage.tables import db
 from webapp.storage.writer import Writer
@@ -47,13 +46,13 @@ def create_app() -> Flask:
     middleware.set_up(app, settings)
     below = urlsplit(settings.public_url).path
     assets.set_up(app, below)
-    for blueprint in (callbacks.bp, watch.bp, api.bp, metrics.bp, sign_in.bp, operator.bp, cli.bp):
+    for blueprint in (callbacks.bp, watch.bp, api.bp, metrics.bp, guard.bp, operator.bp, cli.bp):
         app.register_blueprint(blueprint)
     if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
         inner = middleware.without_port(app.wsgi_app)
         app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     if below:
-        app.wsgi_app = middleware.Below(app.wsgi_app, below)  # type: ignore[method-assign]
+        app.wsgi_app = middleware.below(app.wsgi_app, below)  # type: ignore[method-assign, assignment]
     return app
 
 
@@ -61,15 +60,11 @@ def _parts(app: Flask, settings: config.Settings) -> Parts:
     files = database.prepare(db.engine)
     views = Views(settings)
     hub = Hub(db.engine, Frames(db.engine, views, app.jinja_env.get_template("_steps.html")))
-    writer = Writer(db.engine, files, settings.pipelines, settings, hub.wake, notify.tell)
+    writer = Writer(db.engine, files, settings, hub.wake, notify.tell)
     return Parts(
         settings,
-        settings.pipelines,
-        links=ShareLinks(settings.secret_key, "progress"),
-        badges=ShareLinks(settings.secret_key, "badge"),
-        signatures=OperatorSignatures(settings.secret_key, settings.operator_token),
+        links=Links(settings.public_url, settings.secret_key, settings.operator_token),
         writer=writer,
         views=views,
         hub=hub,
-        refusals=Refusals(),
     )

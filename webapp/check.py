@@ -10,8 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp.config import ENV_FILE, INSTANCE, MIGRATIONS, NAMES, Settings, given, in_file
-from webapp.github.client import Refused, get_workflow
-from webapp.github.start import workflow_of
+from webapp.github.client import Refused, get_workflow, workflow_of
 from webapp.storage.database import reason
 
 FEWEST_CHARACTERS = 8  # different ones; a random secret has twice as many

@@ -19,7 +19,6 @@ from webapp.config import MADE, ROOT, keep_secret, made_secret
 from webapp.notify import send
 from webapp.page.view import iso
 from webapp.parts import parts
-from webapp.routes.sign_in import sign_in_url
 from webapp.storage import backup, pruning
 from webapp.storage.database import reason
 from webapp.storage.jobs import count, find, newest_jobs
@@ -53,7 +52,7 @@ def link(job_id: str, as_json: bool) -> None:
     row = find(db.session.connection(), job_id)
     if row is None:
         raise click.ClickException(f"no job has the id {job_id}")
-    url = parts().progress_url(job_id, row.link)
+    url = parts().links.page(job_id, row.link)
     _print(as_json, {"job_id": job_id, "progress_url": url}, url)
 
 
@@ -61,7 +60,7 @@ def link(job_id: str, as_json: bool) -> None:
 @as_json
 def sign_in(as_json: bool) -> None:
     """Print a fresh sign-in link: it works once, within ten minutes."""
-    url = sign_in_url(parts())
+    url = parts().links.sign_in()
     _print(as_json, {"sign_in_url": url}, url)
 
 

@@ -89,7 +89,7 @@ def _next(ours: Parts, transaction: Transaction) -> tuple[Sequence[Row[Any]], st
             lines.append(f"{title} {page}")
     if len(rows) == 1 and view:
         about = f"{headline(view)}\n{report(view)}\nNoticed: {moment(rows[0].happened_at)}"
-        return rows, title, f"{about}\nProgress: {ours.progress_url(view.job_id, view.link)}\nMore: {page}"
+        return rows, title, f"{about}\nProgress: {ours.links.page(view.job_id, view.link)}\nMore: {page}"
     counts = ", ".join(f"{n} {event.lower()}" for event, n in Counter(events).items())
     if len(rows) > MOST_NAMED:
         lines.append(f"and {len(rows) - MOST_NAMED} more: {home}/")

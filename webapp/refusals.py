@@ -8,31 +8,27 @@ HOUR, HOURS = 3600, 24
 LONGEST = 300  # characters of a cause
 
 
-@dataclass
+@dataclass(frozen=True)
 class Hour:
     """`began` is in Unix seconds."""
 
     began: int
-    count: int = 0
-    cause: str = ""
+    count: int
+    cause: str
 
 
-class Refusals:
-    """Counts by status since this process began, and by hour; the other processes have their own."""
+by_status: Counter[int] = Counter()  # since this process began
+_hours: deque[Hour] = deque(maxlen=HOURS)
 
-    def __init__(self) -> None:
-        self.by_status: Counter[int] = Counter()
-        self._hours: deque[Hour] = deque(maxlen=HOURS)
 
-    def add(self, status: int, cause: str) -> None:
-        """A callback was answered so."""
-        began = int(time()) // HOUR * HOUR
-        if not self._hours or self._hours[-1].began != began:
-            self._hours.append(Hour(began))
-        self.by_status[status] += 1
-        self._hours[-1].count += 1
-        self._hours[-1].cause = f"{status}: {cause[:LONGEST]}"
+def add(status: int, cause: str) -> None:
+    """A callback was answered so."""
+    by_status[status] += 1
+    began = int(time()) // HOUR * HOUR
+    before = _hours.pop().count if _hours and _hours[-1].began == began else 0
+    _hours.append(Hour(began, before + 1, f"{status}: {cause[:LONGEST]}"))
 
-    def lately(self) -> list[Hour]:
-        """The hours of the last day in which there were any, newest first."""
-        return [hour for hour in reversed(self._hours) if hour.began > time() - HOURS * HOUR]
+
+def lately() -> list[Hour]:
+    """The hours of the last day in which there were any, newest first."""
+    return [hour for hour in reversed(_hours) if hour.began > time() - HOURS * HOUR]

@@ -29,7 +29,8 @@ SERVER = {"SERVER_ID": "4711", "SERVER_IP": "192.0.2.7", "TAILSCALE_IP": "100.64
 @with_appcontext
 def rehearse(pace: float, fail_at: str | None, job_id: str | None, name: str, wait: bool) -> None:
     """Send a whole run to the running server, through the sender that workflows use."""
-    known, settings, job_id = parts().pipelines, parts().settings, job_id or f"rehearsal-{token_hex(4)}"
+    settings, job_id = parts().settings, job_id or f"rehearsal-{token_hex(4)}"
+    known = settings.pipelines
     if name not in known:
         raise click.ClickException(f"no pipeline is called {name}; there are {', '.join(sorted(known))}")
     click.echo(f"Progress page: {_register(settings, job_id, name, TRIES if wait else 1)}")

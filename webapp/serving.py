@@ -138,4 +138,4 @@ def post_worker_init(worker: Any) -> None:
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # which stops the master, too
     notify.start(ours)
     if ours.settings.can_dispatch:
-        gevent.spawn(runs.ask_for_ever, ours.writer, ours.settings, ours.pipelines)
+        gevent.spawn(runs.ask_for_ever, ours.writer)

@@ -35,7 +35,7 @@ from tests.support.operator import signed_in
 from tests.support.pages import Pages
 from tests.support.postgresql import postgresql
 from tests.support.server import OPERATOR_TOKEN, Server
-from webapp.signing import ShareLinks
+from webapp.signing import Links
 from webapp.storage import tables
 from webapp.streams.siblings import AT_REST_AFTER
 
@@ -94,7 +94,7 @@ class Milepost(Server):
     def __init__(self, folder: Path, database_url: str, workers: int, app: str) -> None:
         super().__init__(folder, database_url, WEB_CONCURRENCY=str(workers))
         self.app = app
-        self._links = ShareLinks(self.environ["SECRET_KEY"], "progress")
+        self._links = Links("", self.environ["SECRET_KEY"], OPERATOR_TOKEN)
 
     def __enter__(self) -> "Milepost":
         self.flask("db", "upgrade")
@@ -107,7 +107,7 @@ class Milepost(Server):
         self.stop()
 
     def path(self, job_id: str) -> str:
-        return f"/p/{self._links.token(job_id)}"
+        return self._links.page(job_id, 0)
 
     def jobs(self, count: int) -> list[str]:
         """Jobs that have begun."""

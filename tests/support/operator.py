@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 
 from tests.support.events import Events
 from tests.support.server import OPERATOR_TOKEN, Server
-from webapp.signing import OperatorSignatures
+from webapp.signing import Links
 
 
 class Operator(requests.Session):
@@ -69,6 +69,6 @@ def age_session(operator: Operator, seconds: int) -> None:
 
 def old_link(server: Server, seconds: int) -> str:
     """The path of a sign-in link that was printed so long ago."""
-    signatures = OperatorSignatures(server.environ["SECRET_KEY"], server.environ["OPERATOR_TOKEN"])
-    with patch.object(signatures._signer, "get_timestamp", lambda: int(time()) - seconds):
-        return f"/sign-in?key={signatures.key()}"
+    links = Links("", server.environ["SECRET_KEY"], server.environ["OPERATOR_TOKEN"])
+    with patch.object(links._sign_ins, "get_timestamp", lambda: int(time()) - seconds):
+        return links.sign_in()

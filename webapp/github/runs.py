@@ -1,41 +1,135 @@
-"""What GitHub says of runs, taken for their jobs: told by its webhooks, or asked for on silence."""
+"""What GitHub says of runs, taken for their jobs: told by its webhooks, or asked for.
+
+https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_run
+"""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
 from time import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import gevent
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
-from webapp.config import Settings
-from webapp.github.client import BOUND, Refused, find_run, get_run, words
-from webapp.github.start import conclude, workflow_of
-from webapp.github.words import read_delivery, read_run
+from webapp.github.client import BOUND, Refused, find_run, get_run, words, workflow_of
 from webapp.rules import progress
-from webapp.rules.attempt import Attempt, Word
-from webapp.rules.pipeline import Pipeline
+from webapp.rules.attempt import WAITS_FOR, Attempt, Run, Word
+from webapp.rules.report import BadField
 from webapp.storage.database import reason
-from webapp.storage.jobs import attempts_of, jobs_of_run, pipeline_of
+from webapp.storage.jobs import attempts_of, jobs_of_run
 from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
 
 MOST_OFTEN = 15.0  # seconds between two looks for silent jobs
+EARLIEST_TIME = 946_684_800.0  # the year 2000
+LONGEST_TEXT = 2000  # characters
+LARGEST_ID = 10**20
+# How a run ended, as: the end, the failed step, the words for people
+CONCLUSIONS: dict[str, tuple[str, str | None, str]] = {
+    "success": ("running", None, ""),
+    "failure": ("failed", None, "failed"),
+    "startup_failure": ("failed", None, "could not start"),
+    "cancelled": ("failed", "cancelled", "was cancelled"),
+    "timed_out": ("failed", "timed_out", "ran out of time"),
+    "skipped": ("failed", "cancelled", "was skipped"),
+    "neutral": ("failed", "cancelled", "ended without a result"),
+    "stale": ("failed", "cancelled", "was given up as stale"),
+}
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of an undocumented shape
 
 
-def deliver(
-    writer: Writer,
-    settings: Settings,
-    pipelines: Mapping[str, Pipeline],
-    event: str,
-    payload: Mapping[str, Any],
-) -> list[str]:
+def deliver(writer: Writer, event: str, payload: Mapping[str, Any]) -> list[str]:
     """Take a delivery of GitHub's; the ids of the jobs that it is about. Raises BadField."""
-    word = read_delivery(event, payload, settings, pipelines, time())
-    return writer.run(lambda transaction: hear(transaction, word)) if word else []
+    try:
+        word = _read_delivery(writer, event, payload)
+    except UNREADABLE:
+        raise BadField(f"{event[:64]}: not the payload that GitHub documents") from None
+    return writer.run(lambda transaction: _hear(transaction, word)) if word else []
 
 
-def hear(transaction: Transaction, word: Word) -> list[str]:
+def _read_delivery(writer: Writer, event: str, payload: Mapping[str, Any]) -> Word | None:
+    """None for a delivery that says nothing of a run of ours. Raises UNREADABLE."""
+    if event not in ("workflow_run", "workflow_job"):
+        return None
+    repository = _text(payload["repository"]["full_name"])
+    if _differ(repository, writer.settings.dispatch_repository):
+        return None
+    word = _read_run(writer, payload[event]) if event == "workflow_run" else _read_job(payload[event])
+    return word and replace(word, repository=repository)
+
+
+def _read_run(writer: Writer, run: Mapping[str, Any]) -> Word:
+    """The word of a run as GitHub's API and its webhooks describe one. Raises UNREADABLE."""
+    now, state, title = time(), _text(run["status"]), run.get("display_title")
+    path = str(run.get("path") or "").partition("@")[0]
+    workflows = {workflow_of(pipeline, writer.settings) for pipeline in writer.settings.pipelines.values()}
+    is_ours = run.get("event") == "workflow_dispatch" and any(
+        workflow.isdecimal() or path.endswith(f"/{workflow}") for workflow in workflows
+    )
+    word = Word(
+        _run(run["id"], run.get("run_attempt", 1)),
+        state,
+        _time(run.get("updated_at"), now),
+        now,
+        began_at=_time(run.get("run_started_at"), now),
+        url=_url(run.get("html_url")),
+        name=title if is_ours and isinstance(title, str) else None,
+    )
+    conclusion = str(run.get("conclusion") or "") if state == "completed" else ""
+    if conclusion not in CONCLUSIONS:  # action_required goes on later
+        return replace(word, state=conclusion[:64] or state)
+    end, failed_step, how = CONCLUSIONS[conclusion]
+    error = f"GitHub says that the workflow run {how}." if end == "failed" else None
+    return replace(word, state=f"completed: {conclusion}", end=end, failed_step=failed_step, error=error)
+
+
+def _read_job(job: Mapping[str, Any]) -> Word | None:
+    """One job of a run tells that the run goes on or waits, by its arrival, but never that it ended."""
+    state, now = _text(job["status"]), time()
+    run = _run(job["run_id"], job.get("run_attempt", 1))
+    return Word(run, state, now, now) if state == "in_progress" or state in WAITS_FOR else None
+
+
+def _run(id: object, attempt: object) -> Run:
+    for number, least in ((id, 0), (attempt, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number < LARGEST_ID:
+            raise ValueError("not a run")
+    return Run(str(id), str(attempt))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise TypeError("not a text")
+    return value
+
+
+def _time(text: object, now: float) -> float:
+    """A time as GitHub writes it; one before 2000, in the future, or none counts as now."""
+    try:
+        seconds = datetime.fromisoformat(text).timestamp() if isinstance(text, str) else now
+    except (ValueError, OverflowError):
+        return now
+    return seconds if EARLIEST_TIME <= seconds <= now else now
+
+
+def _url(value: object) -> str | None:
+    """An https address; anything else is dropped."""
+    with suppress(TypeError, ValueError):
+        if urlsplit(url := _text(value)).scheme == "https":
+            return url
+    return None
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    """Whether two repositories are known and not the same."""
+    return bool(one and other) and str(one).lower() != str(other).lower()
+
+
+def _hear(transaction: Transaction, word: Word) -> list[str]:
     """Take GitHub's word for the jobs of its run; their ids."""
     job_ids = jobs_of_run(transaction.connection, word.run.id)
     if not job_ids:
@@ -51,9 +145,7 @@ def _hear_of(transaction: Transaction, word: Word, job_id: str) -> bool:
         return False
     older = [each for each in attempts_of(transaction.connection, job_id) if each.number < current.number]
     target = progress.place([*older, _bound(current, word)], word.run, word.began_at, word.arrived_at)
-    if target.number < 1 or (
-        word.repository and target.repository and word.repository.lower() != target.repository.lower()
-    ):
+    if target.number < 1 or _differ(word.repository, target.repository):
         return False
     after = progress.testify(target, word, transaction.pipeline_of(target))
     if after.heard_at is None:
@@ -70,48 +162,61 @@ def _bound(current: Attempt, word: Word) -> Attempt:
     return current._replace(run_id=word.run.id, run_attempt=word.run.attempt)
 
 
-def ask_for_ever(writer: Writer, settings: Settings, pipelines: Mapping[str, Pipeline]) -> None:
+def conclude(
+    transaction: Transaction, job_id: str, number: int, said: Mapping[str, Any], refusal: Refused | None
+) -> bool:
+    """Store a dispatch's outcome; whether the attempt failed by it: not one that was heard of meanwhile."""
+    current, now = transaction.current(job_id), time()
+    if current is None or current.number != number or (refusal and (current.heard_at or current.end)):
+        return False
+    if refusal:
+        after = current._replace(end="refused", ended_at=now, error=str(refusal))
+    else:
+        url = _url(said.get("html_url")) or current.run_url
+        after = current._replace(taken_at=now, heard_at=current.heard_at or now, run_url=url)
+        with suppress(ValueError):  # an answer that names no run
+            run = current.run or _run(said.get("id"), said.get("run_attempt", 1))
+            after = after._replace(run_id=run.id, run_attempt=run.attempt)
+    transaction.save([(current, after)])
+    return after.end == "refused"
+
+
+def ask_for_ever(writer: Writer) -> None:
     """A greenlet of each process: ask GitHub of silent and waiting jobs, each once per QUIET_AFTER."""
-    pause = min(settings.quiet_after / 2, MOST_OFTEN)
+    quiet_after = writer.settings.quiet_after
     while True:
-        gevent.sleep(pause)
+        gevent.sleep(min(quiet_after / 2, MOST_OFTEN))
         try:
-            due = writer.run(
-                lambda transaction: transaction.claim_silent(time(), settings.quiet_after, BOUND)
-            )
+            due = writer.run(lambda transaction: transaction.claim_silent(time(), quiet_after, BOUND))
             for attempt in due:
-                _try_to_ask(writer, settings, pipelines, attempt)
+                _ask(writer, attempt)
         except SQLAlchemyError as error:
             logs.event("asking GitHub failed", cause=reason(error))
         except Exception:  # whatever it was, a greenlet that ended would ask no more
             logs.log.exception("asking GitHub failed")
 
 
-def _try_to_ask(
-    writer: Writer, settings: Settings, pipelines: Mapping[str, Pipeline], attempt: Attempt
-) -> None:
+def _ask(writer: Writer, attempt: Attempt) -> None:
     """Ask of one job; what goes wrong with it, such as a run that was deleted, is not the others' trouble."""
-    try:
-        _ask(writer, settings, pipelines, attempt)
-    except Refused as refused:
-        logs.event("asking GitHub failed", job=attempt.job_id, cause=str(refused))
-        gevent.sleep(max(0, min(refused.retry_at - time(), 3600)))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        logs.event("asking GitHub failed", job=attempt.job_id, cause=f"answer of no known shape: {error!r}")
-
-
-def _ask(writer: Writer, settings: Settings, pipelines: Mapping[str, Pipeline], attempt: Attempt) -> None:
-    job_id = attempt.job_id
-    if attempt.repository and attempt.repository.lower() != settings.dispatch_repository.lower():
+    job_id, settings = attempt.job_id, writer.settings
+    if _differ(attempt.repository, settings.dispatch_repository):
         return  # the token is for another repository
-    if attempt.run:
-        run = get_run(settings, attempt.run.id)
-    else:
-        pipeline = writer.run(lambda transaction: pipeline_of(transaction.connection, attempt.definition))
-        run = find_run(settings, workflow_of(pipeline, settings), job_id, attempt.opened_at)
-    if run:
-        word = read_run(run, settings, pipelines, time())
-        told = writer.run(lambda transaction: hear(transaction, word))
+    try:
+        if attempt.run:
+            run = get_run(settings, attempt.run.id)
+        else:
+            pipeline = writer.run(lambda transaction: transaction.pipeline_of(attempt))
+            run = find_run(settings, workflow_of(pipeline, settings), job_id, attempt.opened_at)
+        word = _read_run(writer, run) if run else None
+    except Refused as refused:
+        logs.event("asking GitHub failed", job=job_id, cause=str(refused))
+        gevent.sleep(max(0, min(refused.retry_at - time(), 3600)))
+        return
+    except UNREADABLE as error:
+        logs.event("asking GitHub failed", job=job_id, cause=f"answer of no known shape: {error!r}")
+        return
+    if word:
+        told = writer.run(lambda transaction: _hear(transaction, word))
         logs.event("asked GitHub", job=job_id, jobs=told, state=word.state)
     elif attempt.heard_at is None:
         gone = Refused(

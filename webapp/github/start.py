@@ -1,24 +1,21 @@
-"""Start, retry, close and delete jobs: once however often it is asked for, one unfinished job per agent."""
+"""The operator's verbs: start (once, however often it is asked for), retry, close, delete and revoke."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
 from typing import Any
 
+from werkzeug.exceptions import Conflict, NotFound
+
 from webapp import logs
-from webapp.config import Settings
-from webapp.github.client import BOUND, Refused, dispatch, find_run
+from webapp.github.client import BOUND, Refused, dispatch, find_run, workflow_of
+from webapp.github.runs import conclude
 from webapp.rules import progress, silence
 from webapp.rules.attempt import Attempt
-from webapp.rules.pipeline import BUILT_IN, Pipeline
 from webapp.rules.report import Start
-from webapp.rules.silence import Clock
 from webapp.storage.jobs import attempts_of, clock_now
 from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
-
-
-class Conflict(Exception):
-    """What was asked for cannot be while something else is as it is; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,49 +30,60 @@ class Due:
     known_runs: set[str]
 
 
-def workflow_of(pipeline: Pipeline, settings: Settings) -> str:
-    """The workflow that a dispatch of this pipeline runs."""
-    return pipeline.workflow or (
-        settings.dispatch_workflow if pipeline.name == BUILT_IN else f"{pipeline.name}.yml"
-    )
-
-
-def start(writer: Writer, settings: Settings, asked: Start) -> bool:
+def start(writer: Writer, asked: Start) -> bool:
     """Register the job and dispatch it once; whether it is new. Raises Conflict, Refused."""
-    is_new, due = writer.run(lambda transaction: _register(transaction, settings, asked))
+    is_new, due = writer.run(lambda transaction: _register(transaction, asked))
     logs.event("start", job=asked.job_id, new=is_new, dispatched=bool(due))
     if due:
-        _dispatch(writer, settings, due)
+        _dispatch(writer, due)
     return is_new
 
 
-def retry(writer: Writer, settings: Settings, job_id: str) -> None:
-    """Open a new attempt of a job that failed or is lost, and dispatch it.
+def act(writer: Writer, verb: str, job_id: str) -> None:
+    """Do one of VERBS to a job. Raises NotFound, Conflict, Refused."""
+    event, change = VERBS[verb]
 
-    Raises LookupError, Conflict, Refused.
-    """
-    due = writer.run(lambda transaction: _reopen(transaction, settings, job_id))
-    logs.event("retry", job=job_id, attempt=due.number)
-    _dispatch(writer, settings, due)
+    def changed(transaction: Transaction) -> Due | None:
+        current = transaction.current(job_id)
+        if current is None:
+            raise NotFound
+        return change(
+            transaction,
+            current,
+            _condition(transaction, current),
+        )
+
+    due = writer.run(changed)
+    logs.event(event, job=job_id, **({"attempt": due.number} if due else {}))
+    if due:
+        _dispatch(writer, due)
 
 
-def close(writer: Writer, settings: Settings, job_id: str) -> None:
-    """End a job that is lost, waiting or never started as cancelled; its run goes on, if there is one.
+def _condition(transaction: Transaction, attempt: Attempt) -> str:
+    return silence.condition(attempt, clock_now(transaction.connection, transaction.settings))
 
-    Raises LookupError, Conflict.
-    """
 
-    def change(transaction: Transaction) -> None:
-        current = _found(transaction, job_id)
-        condition = silence.condition(current, _clock(transaction, settings))
-        if not may_close(current, condition):
-            raise Conflict(
-                f"the job {job_id} is {condition}: only one that is lost, waiting or never started"
-            )
-        transaction.save([(current, progress.close(current, time()))])
+def _retry(transaction: Transaction, current: Attempt, condition: str) -> Due:
+    """Open a new attempt of a job that failed or is lost, to be dispatched."""
+    job_id, now, settings = current.job_id, time(), transaction.settings
+    if current.status != "failed" and condition != "lost":
+        raise Conflict(f"the job {job_id} is {current.status}: only a failed or lost one can be retried")
+    after = Attempt(job_id, current.number + 1, now, current.pipeline, subject=current.subject)
+    after = after._replace(repository=settings.dispatch_repository, asked_at=now)
+    due = _due(transaction, after, current.opened_at if current.end == "refused" else None)
+    if agent_id := due.inputs.get("agent_id"):
+        _only_one(transaction, job_id, agent_id)
+    transaction.save([(after, after)])
+    return due
 
-    writer.run(change)
-    logs.event("closed", job=job_id)
+
+def _close(transaction: Transaction, current: Attempt, condition: str) -> None:
+    """End a job as cancelled; its run goes on, if there is one."""
+    if not may_close(current, condition):
+        raise Conflict(
+            f"the job {current.job_id} is {condition}: only one that is lost, waiting or never started"
+        )
+    transaction.save([(current, progress.close(current, time()))])
 
 
 def may_close(attempt: Attempt, condition: str) -> bool:
@@ -84,86 +92,51 @@ def may_close(attempt: Attempt, condition: str) -> bool:
     return never_started or condition in ("lost", "waiting")
 
 
-def delete(writer: Writer, settings: Settings, job_id: str) -> None:
-    """Remove a job that is over, with all that is known of it. Raises LookupError, Conflict."""
-
-    def change(transaction: Transaction) -> None:
-        current = _found(transaction, job_id)
-        if silence.condition(current, _clock(transaction, settings)) != "over":
-            raise Conflict(f"the job {job_id} is not over: close it first")
-        transaction.remove([job_id], deleted_at=time())
-
-    writer.run(change)
-    logs.event("deleted", job=job_id)
+def _delete(transaction: Transaction, current: Attempt, condition: str) -> None:
+    """Remove a job with all that is known of it."""
+    if condition != "over":
+        raise Conflict(f"the job {current.job_id} is not over: close it first")
+    transaction.remove([current.job_id], deleted_at=time())
 
 
-def _found(transaction: Transaction, job_id: str) -> Attempt:
-    current = transaction.current(job_id)
-    if current is None:
-        raise LookupError(job_id)
-    return current
+VERBS: dict[str, tuple[str, Callable[[Transaction, Attempt, str], Due | None]]] = {  # and the log's words
+    "retry": ("retry", _retry),
+    "close": ("closed", _close),
+    "delete": ("deleted", _delete),
+    "revoke": ("link revoked", lambda transaction, current, _: transaction.revoke(current)),
+}
 
 
-def _clock(transaction: Transaction, settings: Settings) -> Clock:
-    return clock_now(transaction.connection, settings)
-
-
-def _register(transaction: Transaction, settings: Settings, asked: Start) -> tuple[bool, Due | None]:
+def _register(transaction: Transaction, asked: Start) -> tuple[bool, Due | None]:
     now = time()
     if current := transaction.current(asked.job_id):
-        return False, _resume(transaction, settings, current, now)
-    if asked.dispatch:
-        _can_dispatch(settings)
-    _only_one(transaction, settings, asked.job_id, asked.agent_id)
+        return False, _resume(transaction, current, now)
+    _only_one(transaction, asked.job_id, asked.agent_id)
     row = {name: getattr(asked, name) for name in ("job_id", "agent_id", "region", "pipeline")}
     if not transaction.register([row | {"created_at": now}]):  # another process has, meanwhile
         return False, None
     first = Attempt(asked.job_id, 1, now, asked.pipeline)
     if asked.dispatch:
-        first = first._replace(asked_at=now, repository=settings.dispatch_repository)
+        first = first._replace(asked_at=now, repository=transaction.settings.dispatch_repository)
     transaction.save([(first, first)])
-    return True, _due(transaction, settings, first, None) if asked.dispatch else None
+    return True, _due(transaction, first, None) if asked.dispatch else None
 
 
-def _resume(transaction: Transaction, settings: Settings, current: Attempt, now: float) -> Due | None:
+def _resume(transaction: Transaction, current: Attempt, now: float) -> Due | None:
     """Claim the dispatch of a process that died before it stored the outcome."""
     unknown = not current.end and current.heard_at is None and current.run is None
     if not unknown or current.asked_at is None or now - current.asked_at < BOUND:
         return None
     transaction.save([(current, current._replace(asked_at=now))])
-    return _due(transaction, settings, current, current.opened_at)
+    return _due(transaction, current, current.opened_at)
 
 
-def _reopen(transaction: Transaction, settings: Settings, job_id: str) -> Due:
-    now, current = time(), _found(transaction, job_id)
-    condition = silence.condition(current, _clock(transaction, settings))
-    if current.status != "failed" and condition != "lost":
-        raise Conflict(f"the job {job_id} is {current.status}: only a failed or lost one can be retried")
-    _can_dispatch(settings)
-    after = Attempt(
-        job_id,
-        current.number + 1,
-        now,
-        current.pipeline,
-        subject=current.subject,
-        repository=settings.dispatch_repository,
-        asked_at=now,
-    )
-    due = _due(transaction, settings, after, current.opened_at if current.end == "refused" else None)
-    if agent_id := due.inputs.get("agent_id"):
-        _only_one(transaction, settings, job_id, agent_id)
-    transaction.save([(after, after)])
-    return due
-
-
-def _can_dispatch(settings: Settings) -> None:
+def _due(transaction: Transaction, attempt: Attempt, since: float | None) -> Due:
+    """What has to be dispatched for an attempt. Raises Conflict where that cannot be."""
+    settings, job = transaction.settings, transaction.job(attempt.job_id)
+    pipeline = transaction.pipeline_of(attempt)
     if not settings.can_dispatch:
         raise Conflict("set DISPATCH_TOKEN and DISPATCH_REPOSITORY, or ask with dispatch: false")
-
-
-def _due(transaction: Transaction, settings: Settings, attempt: Attempt, since: float | None) -> Due:
-    job = transaction.job(attempt.job_id)
-    pipeline = transaction.pipeline_of(attempt)
     if job.agent_id is None and "agent_id" in pipeline.inputs:
         raise Conflict(f"callbacks registered the job {job.job_id}: nobody said which agent it is for")
     inputs = {
@@ -177,14 +150,21 @@ def _due(transaction: Transaction, settings: Settings, attempt: Attempt, since: 
     return Due(job.job_id, attempt.number, workflow_of(pipeline, settings), inputs, since, known)
 
 
-def _dispatch(writer: Writer, settings: Settings, due: Due) -> None:
-    """Ask GitHub, outside of any transaction, and store what it said; raises Refused."""
+def _only_one(transaction: Transaction, job_id: str, agent_id: str) -> None:
+    """Raise Conflict where another job of the agent goes on; nobody can start one until we commit."""
+    for attempt in transaction.unfinished_of_agent(agent_id, job_id):
+        if _condition(transaction, attempt) != "lost":
+            raise Conflict(f"the job {attempt.job_id} of the agent {agent_id} is not over yet")
+
+
+def _dispatch(writer: Writer, due: Due) -> None:
+    """Ask GitHub, outside of any transaction, and store what it said. Raises Refused."""
     run: dict[str, Any] = {}
     refusal: Refused | None = None
     try:
         if due.since:
-            run = find_run(settings, due.workflow, due.job_id, due.since, due.known_runs)
-        run = run or dispatch(settings, due.workflow, due.inputs)
+            run = find_run(writer.settings, due.workflow, due.job_id, due.since, due.known_runs)
+        run = run or dispatch(writer.settings, due.workflow, due.inputs)
     except Refused as refused:
         refusal = refused
     except Exception as error:  # every outcome is concluded, or the job would wait for ever
@@ -194,35 +174,3 @@ def _dispatch(writer: Writer, settings: Settings, due: Due) -> None:
     if refusal and is_refused:
         logs.event("dispatch refused", job=due.job_id, cause=str(refusal))
         raise refusal
-
-
-def conclude(
-    transaction: Transaction, job_id: str, number: int, run: dict[str, Any], refusal: Exception | None
-) -> bool:
-    """Store a dispatch's outcome; whether the attempt failed by it: not one that was heard of meanwhile."""
-    current = transaction.current(job_id)
-    if current is None or current.number != number or (refusal and (current.heard_at or current.end)):
-        return False
-    if refusal:
-        after = current._replace(end="refused", ended_at=time(), error=str(refusal))
-    else:
-        now, url = time(), run.get("html_url")
-        after = current._replace(taken_at=now, heard_at=now if current.heard_at is None else current.heard_at)
-        if isinstance(url, str) and url.startswith("https://"):
-            after = after._replace(run_url=url[:2000])
-        run_id = run.get("workflow_run_id") or run.get("id")
-        if not current.run and isinstance(run_id, int):
-            run_attempt = run.get("run_attempt")
-            named = str(run_attempt) if isinstance(run_attempt, int) and run_attempt > 0 else "1"
-            after = after._replace(run_id=str(run_id), run_attempt=named)
-    transaction.save([(current, after)])
-    return after.end == "refused"
-
-
-def _only_one(transaction: Transaction, settings: Settings, job_id: str, agent_id: str) -> None:
-    """Raise Conflict where another job of the agent goes on; nobody can start one until we commit."""
-    unfinished = transaction.unfinished_of_agent(agent_id, job_id)
-    clock = _clock(transaction, settings)
-    for attempt in unfinished:
-        if silence.condition(attempt, clock) != "lost":
-            raise Conflict(f"the job {attempt.job_id} of the agent {agent_id} is not over yet")

@@ -3,26 +3,14 @@
 import gzip
 import hashlib
 import mimetypes
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.resources import files
 
 from flask import Flask, Response, abort, request
 
 from webapp.config import ROOT
 
-HTMX = ("htmx-2.min.js", "ext/hx-sse-2.min.js")
+HTMX = ("htmx-2.min.js", "ext/hx-sse-2.min.js")  # with its SSE extension, in one file: one request
 COMPRESSIBLE = ("text/html", "image/svg+xml")
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A file as it is sent; its address changes with its content."""
-
-    url: str
-    mimetype: str
-    plain: bytes
-    gzipped: bytes
 
 
 def set_up(app: Flask, below: str) -> None:
@@ -31,15 +19,16 @@ def set_up(app: Flask, below: str) -> None:
     `below` is the path of PUBLIC_URL.
     """
     contents = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir() if path.is_file()}
-    contents["htmx.js"] = htmx()
-    assets = {name: _asset(name, content) for name, content in contents.items()}
-    by_url = {asset.url: asset for asset in assets.values()}
+    package = files("django_htmx") / "static" / "django_htmx"
+    contents["htmx.js"] = b";\n".join((package / name).read_bytes() for name in HTMX)
+    addresses = {name: _fingerprinted(name, content) for name, content in contents.items()}
+    served = {addresses[name]: (content, gzip.compress(content)) for name, content in contents.items()}
 
     def static(name: str) -> Response:
-        asset = by_url.get(request.path) or abort(404)
-        response = Response(asset.plain, mimetype=asset.mimetype)
+        plain, gzipped = served.get(name) or abort(404)
+        response = Response(plain, mimetype=mimetypes.guess_type(name)[0])
         if request.accept_encodings["gzip"]:
-            response.data = asset.gzipped
+            response.data = gzipped
             response.headers["Content-Encoding"] = "gzip"
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         response.vary.add("Accept-Encoding")
@@ -47,16 +36,13 @@ def set_up(app: Flask, below: str) -> None:
 
     app.add_url_rule("/static/<name>", view_func=static)
     app.after_request(compress)
-    app.jinja_env.globals["asset"] = lambda name: below + assets[name].url
+    app.jinja_env.globals["asset"] = lambda name: f"{below}/static/{addresses[name]}"
 
 
-def htmx() -> bytes:
-    """htmx 2 and its SSE extension, as the package django-htmx carries them, in one file: one request."""
-    spec = find_spec("django_htmx")
-    if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError("the package django-htmx is not installed")
-    folder = Path(spec.submodule_search_locations[0], "static", "django_htmx")
-    return b";\n".join((folder / name).read_bytes() for name in HTMX)
+def _fingerprinted(name: str, content: bytes) -> str:
+    """The name under which a file is served: it changes with its content."""
+    stem, _, ending = name.rpartition(".")
+    return f"{stem}.{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
 
 
 def compress(response: Response) -> Response:
@@ -73,12 +59,3 @@ def compress(response: Response) -> Response:
         response.data = gzip.compress(response.data, 6, mtime=0)
         response.headers["Content-Encoding"] = "gzip"
     return response
-
-
-def _asset(name: str, content: bytes) -> Asset:
-    fingerprint = hashlib.sha256(content).hexdigest()[:12]
-    stem, dot, ending = name.rpartition(".")
-    mimetype = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return Asset(
-        f"/static/{stem}.{fingerprint}{dot}{ending}", mimetype, content, gzip.compress(content, mtime=0)
-    )

@@ -1,10 +1,12 @@
-"""Who may pass: the operator's session and forms, the bearer token of the API, and how often it is tried.
+"""Who may pass: the operator's session, how it is opened, and its forms; the bearer token of the API.
 
 The cookie carries a random secret; the database knows its hash. A request without a cookie, as those
 of workflows and watchers are, costs no signature and no query.
 """
 
 import hmac
+import re
+import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -12,79 +14,53 @@ from math import ceil
 from time import monotonic
 from urllib.parse import urlsplit
 
-from flask import abort, redirect, request, url_for
+from flask import Blueprint, abort, make_response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug import Response
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import TooManyRequests
 
+from webapp import logs
 from webapp.parts import parts
+from webapp.routes.middleware import note
 from webapp.signing import hash_of
 from webapp.storage import sessions
 from webapp.storage.tables import db
 
 MOST_TRIES, MINUTE, MOST_ADDRESSES = 10, 60.0, 10_000
+SAME_SITE = re.compile(r"/(?![/\\])[!-\[\]-~]*")  # no host, nothing that a browser would read as one
+NO_LINK = "This link is wrong, was used, or is older than ten minutes; flask sign-in prints a new one"
 
+bp = Blueprint("sign_in", __name__)
 _wrong: OrderedDict[str, deque[float]] = OrderedDict()  # the newest times, by address; of this process alone
-
-
-def cookie() -> tuple[str, str, bool]:
-    """Name, path and whether it is for https alone: browsers take `__Host-` from no other host or path.
-
-    https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Set-Cookie#cookie_prefixes
-    """
-    url = urlsplit(parts().settings.public_url)
-    prefix = "" if url.scheme == "http" else "__Secure-" if url.path else "__Host-"
-    return f"{prefix}milepost", url.path or "/", url.scheme == "https"
-
-
-def secret() -> str:
-    """What the cookie carries, "" without one."""
-    return request.cookies.get(cookie()[0], "")
-
-
-def set_cookie(response: Response, secret: str, lasts: int | None = None) -> None:
-    """Give a client its secret, out of reach of scripts and of other sites' forms."""
-    name, path, secure = cookie()
-    response.set_cookie(name, secret, lasts, path=path, secure=secure, httponly=True, samesite="Lax")
-
-
-def csrf(of: str | None = None) -> str:
-    """What the forms of this client carry: only a page of ours, read with its cookie, shows it."""
-    return hash_of(f"csrf {secret() if of is None else of}")
-
-
-def is_own_form() -> bool:
-    """Whether a form carries the token of this very client."""
-    given = request.form.get("csrf", "")
-    return bool(secret()) and hmac.compare_digest(given.encode(), csrf().encode())
 
 
 def require_session() -> ResponseReturnValue | None:
     """Before a page: redirect to the sign-in; a form has to be one of this very session."""
-    ours = secret()
-    fingerprint = parts().signatures.fingerprint
-    if not ours or not sessions.is_open(db.session.connection(), hash_of(ours), fingerprint):
-        is_get, home = request.method == "GET", url_for("operator.listing")
-        asked = request.script_root + request.full_path.rstrip("?") if is_get else _page_of_form()
-        sign_in = url_for("sign_in.form", next=None if asked == home else asked)
+    fingerprint = parts().links.fingerprint
+    if not _secret() or not sessions.is_open(db.session.connection(), hash_of(_secret()), fingerprint):
+        sign_in = url_for("sign_in.form", next=_page_asked_for())
         if "HX-Request" in request.headers:  # a redirect would be followed unseen
             return "", 401, {"HX-Redirect": sign_in}
         return redirect(sign_in, 303)
-    if request.method == "POST" and not is_own_form():
+    if request.method == "POST" and not _is_own_form():
         abort(400, "this form is not one of your session; load the page again")
     return None
 
 
-def _page_of_form() -> str:
+def _page_asked_for() -> str | None:
+    """Where to go after the sign-in: the page, or the page of the form; None for the list."""
+    if request.method == "GET":
+        asked = request.script_root + request.full_path.rstrip("?")
+        return None if asked == url_for("operator.listing") else asked
     job_id = (request.view_args or {}).get("job_id")
-    return url_for("operator.job", job_id=job_id) if job_id else url_for("operator.listing")
+    return url_for("operator.job", job_id=job_id) if job_id else None
 
 
 def lasting_session() -> Callable[[], bool]:
     """Tells, later and outside of this request, whether its session goes on; for its streams."""
-    engine, hash, fingerprint = db.engine, hash_of(secret()), parts().signatures.fingerprint
+    engine, hash, fingerprint = db.engine, hash_of(_secret()), parts().links.fingerprint
 
     def is_open() -> bool:
         try:
@@ -99,36 +75,35 @@ def lasting_session() -> Callable[[], bool]:
 def require_token() -> None:
     """Before an API call: nothing is read before the token is seen to be right."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and is_token(token.strip().encode("latin-1")):
+    if scheme.lower() == "bearer" and _is_token(token.strip().encode("latin-1")):
         return
     if token:
-        count_wrong()
+        _count_wrong()
     abort(401, "the operator token is missing or wrong", www_authenticate=WWWAuthenticate("bearer"))
 
 
-def is_token(given: bytes) -> bool:
-    """Whether this is the operator token: looked at even where an address has to wait, see `count_wrong`."""
+def _is_token(given: bytes) -> bool:
+    """Whether this is the operator token: looked at even where an address has to wait, see `_count_wrong`."""
     return hmac.compare_digest(given, parts().settings.operator_token.encode())
 
 
-def count_wrong() -> None:
+def _count_wrong() -> None:
     """A wrong token was given; raises TooManyRequests after ten within a minute.
 
     The right token is never counted and always enters, because many may share a proxy's address. What
     protects it is its length.
     """
-    address, now = network_of(request.remote_addr or ""), monotonic()
+    address, now = _network_of(request.remote_addr or ""), monotonic()
     times = _wrong.setdefault(address, deque(maxlen=MOST_TRIES))
     _wrong.move_to_end(address)
     if len(_wrong) > MOST_ADDRESSES:
         _wrong.popitem(last=False)
-    if len(times) == MOST_TRIES and (wait := times[0] + MINUTE - now) > 0:
-        said = f"too many wrong tokens from your address: wait {ceil(wait)} s"
-        raise TooManyRequests(said, retry_after=ceil(wait))
+    if len(times) == MOST_TRIES and (wait := ceil(times[0] + MINUTE - now)) > 0:
+        raise TooManyRequests(f"too many wrong tokens from your address: wait {wait} s", retry_after=wait)
     times.append(now)
 
 
-def network_of(address: str) -> str:
+def _network_of(address: str) -> str:
     """An IPv4 address itself; of an IPv6 address its /64, which one client has as a whole."""
     try:
         ip = ip_address(address)
@@ -137,3 +112,97 @@ def network_of(address: str) -> str:
     if isinstance(ip, IPv4Address):
         return str(ip)
     return str(ip.ipv4_mapped or ip_network((ip, 64), strict=False))
+
+
+@bp.get("/sign-in")
+def form(problem: str = "", is_refused: bool = False) -> Response:
+    """The form; one with a single button where a link of `flask sign-in` brought its key along."""
+    secret, key = _secret() or secrets.token_urlsafe(32), request.values.get("key", "")
+    if key and (is_refused or not parts().links.read_key(key)):
+        key, problem = "", problem or NO_LINK
+    asked = request.values.get("next", "")
+    response = make_response(
+        render_template("sign_in.html", key=key, problem=problem, next=asked, secret=secret)
+    )
+    if not _secret():
+        _set_cookie(response, secret)
+    return response
+
+
+@bp.post("/sign-in")
+def sign_in() -> ResponseReturnValue:
+    """Sign in for 12 hours, with the operator token or the key of a link, which works once."""
+    fields, ours = request.form, parts()
+    nonce = ours.links.read_key(fields.get("key", ""))
+    if not nonce and not _is_token(fields.get("token", "").strip().encode()):
+        return _refused(NO_LINK if fields.get("key") else "The token is wrong")
+    if not _is_own_form():
+        note(cause="not a form of this session")
+        return form("Try again"), 400
+    secret, before = secrets.token_urlsafe(32), hash_of(_secret())
+    key_hash = hash_of(nonce) if nonce else None
+    if not sessions.open_session(ours.writer, hash_of(secret), ours.links.fingerprint, key_hash, before):
+        return _refused(NO_LINK)
+    logs.event("sign-in")
+    asked = fields.get("next", "")
+    response = redirect(asked if SAME_SITE.fullmatch(asked) else url_for("operator.listing"), 303)
+    _set_cookie(response, secret, sessions.LASTS)
+    return response
+
+
+def _refused(problem: str) -> ResponseReturnValue:
+    """Count it, and show the form again."""
+    cause, status, headers = problem[:1].lower() + problem[1:], 403, {}
+    try:
+        _count_wrong()
+    except TooManyRequests as error:
+        problem, status, headers = str(error.description), 429, {"Retry-After": str(error.retry_after)}
+    note(cause=cause)
+    logs.event("sign-in refused", cause=cause)
+    return form(problem, is_refused=True), status, headers
+
+
+@bp.post("/sign-out")
+def sign_out() -> ResponseReturnValue:
+    """End the session, with its cookie and its streams."""
+    if refused := require_session():
+        return refused
+    hash = hash_of(_secret())
+    parts().writer.run(lambda transaction: sessions.end_session(transaction, hash))
+    logs.event("sign-out")
+    response = redirect(url_for("sign_in.form"), 303)
+    _set_cookie(response, "", 0)
+    return response
+
+
+@bp.app_template_global()
+def csrf(secret: str = "") -> str:
+    """What the forms of this client carry: only a page of ours, read with its cookie, shows it."""
+    return hash_of(f"csrf {secret or _secret()}")
+
+
+def _is_own_form() -> bool:
+    """Whether a form carries the token of this very client."""
+    given = request.form.get("csrf", "")
+    return bool(_secret()) and hmac.compare_digest(given.encode(), csrf().encode())
+
+
+def _secret() -> str:
+    """What the cookie carries, "" without one."""
+    return request.cookies.get(_cookie()[0], "")
+
+
+def _set_cookie(response: Response, secret: str, lasts: int | None = None) -> None:
+    """Give a client its secret, out of reach of scripts and of other sites' forms."""
+    name, path, secure = _cookie()
+    response.set_cookie(name, secret, lasts, path=path, secure=secure, httponly=True, samesite="Lax")
+
+
+def _cookie() -> tuple[str, str, bool]:
+    """Name, path and whether it is for https alone: browsers take `__Host-` from no other host or path.
+
+    https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Set-Cookie#cookie_prefixes
+    """
+    url = urlsplit(parts().settings.public_url)
+    prefix = "" if url.scheme == "http" else "__Secure-" if url.path else "__Host-"
+    return f"{prefix}milepost", url.path or "/", url.scheme == "https"

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from webapp import refusals
 from webapp.parts import parts
 from webapp.routes import guard
 from webapp.storage.jobs import jobs_by_state, stored_callbacks
@@ -45,7 +46,7 @@ class Scrape(Collector):
         yield streams
         text = "Callbacks that were not stored, by the status of the answer."
         refused = CounterMetricFamily("milepost_callbacks_refused", text, labels=("worker", "status"))
-        for status, number in ours.refusals.by_status.items():
+        for status, number in refusals.by_status.items():
             refused.add_metric([worker, str(status)], number)
         yield refused
 

@@ -1,25 +1,30 @@
-"""What every answer has: headers that protect, errors without internals; and `/healthz`."""
+"""What every answer has: headers that protect, errors without internals, the log's line; and `/healthz`."""
 
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, has_request_context, jsonify, render_template, request
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 from werkzeug.routing import BaseConverter
 
 from webapp import logs
 from webapp.config import Settings
 from webapp.parts import parts
-from webapp.rules.report import JOB_ID
+from webapp.rules.report import JOB_ID, BadField
 from webapp.storage.database import reason
 
 WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([0-9.]+):\d+")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
+)
+Wsgi = Callable[[dict[str, Any], Any], Any]
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ class JobId(BaseConverter):
     regex = JOB_ID.pattern
 
 
-def without_port(app: Any) -> Any:
+def without_port(app: Wsgi) -> Wsgi:
     """An app to which a client is its address alone, where a proxy tells its port, too."""
 
     def call(environ: dict[str, Any], start_response: Any) -> Any:
@@ -41,87 +46,72 @@ def without_port(app: Any) -> Any:
     return call
 
 
-class Below:
-    """Serves an app below the path of PUBLIC_URL, whether the proxy strips that path or passes it on."""
+def below(app: Wsgi, path: str) -> Wsgi:
+    """An app below the path of PUBLIC_URL, whether the proxy strips that path or passes it on."""
 
-    def __init__(self, app: Any, path: str) -> None:
-        self._app = app
-        self._path = path
+    def call(environ: dict[str, Any], start_response: Any) -> Any:
+        asked = environ["PATH_INFO"]
+        if asked == path or asked.startswith(f"{path}/"):
+            environ["PATH_INFO"] = asked[len(path) :] or "/"
+        environ["SCRIPT_NAME"] = path
+        return app(environ, start_response)
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """WSGI."""
-        path = environ["PATH_INFO"]
-        if path == self._path or path.startswith(f"{self._path}/"):
-            environ["PATH_INFO"] = path[len(self._path) :] or "/"
-        environ["SCRIPT_NAME"] = self._path
-        return self._app(environ, start_response)
+    return call
 
 
 def set_up(app: Flask, settings: Settings) -> None:
-    """Headers, errors and `/healthz` for an app."""
-    policy = (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
-    )
+    """Headers, errors, the log's lines and `/healthz` for an app."""
     embedders = " ".join(settings.embed_origins) or "'none'"
     url = urlsplit(settings.public_url)
     is_alone = url.scheme == "https" and not url.path  # below a path, the host is not ours to bind to https
 
+    @app.before_request
+    def begin() -> None:
+        g.began, g.request_id = perf_counter(), os.urandom(8).hex()  # a counter would tell how busy we are
+        g.noted = {"job": job_id} if (job_id := (request.view_args or {}).get("job_id")) else {}
+
     @app.after_request
-    def secure(response: Response) -> Response:
-        headers = response.headers
+    def end(response: Response) -> Response:
         framed_by = embedders if request.blueprint == "watch" else "'none'"
-        headers.add("Content-Security-Policy", policy + framed_by)
+        headers = response.headers
+        headers.add("X-Request-Id", g.request_id)
+        headers.add("Content-Security-Policy", POLICY + framed_by)
         headers.add("X-Content-Type-Options", "nosniff")
         headers.add("Referrer-Policy", "no-referrer")
         if is_alone:
             headers.add("Strict-Transport-Security", "max-age=31536000")
         if "Cache-Control" not in headers:
             headers.add("Cache-Control", "no-store")
+        if response.status_code != 200 or request.path != "/healthz":
+            _log(response.status_code)
         return response
 
     logs.whence = lambda: {"address": request.remote_addr} if has_request_context() else {}
     logs.request_id = lambda: g.get("request_id", "") if has_request_context() else ""
-
-    @app.before_request
-    def begin() -> None:
-        g.began, g.request_id = perf_counter(), os.urandom(8).hex()  # a counter would tell how busy we are
-
-    @app.after_request
-    def end(response: Response) -> Response:
-        response.headers.add("X-Request-Id", g.request_id)
-        if response.status_code != 200 or request.path != "/healthz":
-            logs.write(*_line(response))
-        return response
-
     app.register_error_handler(HTTPException, say)
+    app.register_error_handler(BadField, bad_request)
     app.register_error_handler(SQLAlchemyError, unavailable)
     app.register_error_handler(MemoryError, unavailable)
     app.add_url_rule("/healthz", view_func=healthz)
 
 
 def note(**fields: object) -> None:
-    """Have the request's line say more; never a secret, never a link's token."""
-    g.setdefault("noted", {}).update(fields)
+    """Have the request's line say more, as its `job` or the `cause` of a refusal; never a secret, a link."""
+    g.noted.update(fields)
 
 
-def _line(response: Response) -> tuple[str, str, dict[str, object]]:
+def _log(status: int) -> None:
     """The line of a request: a path can carry a token and a query a search, so it names the route alone."""
-    rule, status = request.url_rule, response.status_code
-    fields: dict[str, object] = {
+    rule = request.url_rule
+    fields = {
         "method": request.method,
         "route": rule.rule if rule else None,
         "status": status,
         "ms": round((perf_counter() - g.began) * 1000, 1),
         "address": request.remote_addr,
     }
-    if job_id := g.get("job_id") or (request.view_args or {}).get("job_id"):
-        fields["job"] = job_id
-    if cause := g.get("cause"):
-        fields["cause"] = cause
     is_refused = status >= 400 and request.path.startswith("/api/")
-    level = "error" if status >= 500 else "warning" if is_refused else "info"
-    return level, "request", fields | g.get("noted", {})
+    logs.write("error" if status >= 500 else "warning" if is_refused else "info", "request", fields | g.noted)
 
 
 def say(error: HTTPException) -> Response:
@@ -132,17 +122,21 @@ def say(error: HTTPException) -> Response:
         response.mimetype = "application/json"
     else:
         response.data = render_template("error.html", error=error)
+    if error.description != type(error).description:  # our own words, not HTTP's
+        note(cause=error.description)
     return response
+
+
+def bad_request(error: ValueError) -> Response:
+    """A body, a field or a parameter that breaks its rule; the message names it."""
+    return say(BadRequest(str(error)))
 
 
 def unavailable(error: SQLAlchemyError | MemoryError) -> Response:
-    """The database cannot answer now, or there is no memory; whoever asked may try again."""
+    """The database cannot answer now, or there is no memory; the client may try again."""
     what = "memory" if isinstance(error, MemoryError) else "the database"
     log.error("%s is not available: %s", what, reason(error))
-    response = say(HTTPException(f"{what} is not available now"))
-    response.status_code = 503
-    response.headers["Retry-After"] = "5"
-    return response
+    return say(ServiceUnavailable(f"{what} is not available now", retry_after=5))
 
 
 def event_stream(events: Iterator[bytes]) -> Response:

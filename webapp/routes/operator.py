@@ -1,31 +1,27 @@
 """The operator's door for people: start a job, see all of them, see one."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from flask import Blueprint, abort, g, redirect, render_template, request, url_for
+from flask import Blueprint, abort, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug import Response
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import Conflict
 
-from webapp import logs
+from webapp import refusals
 from webapp.github import start
 from webapp.github.client import Refused
+from webapp.page.view import View
 from webapp.parts import parts
 from webapp.routes import guard
-from webapp.routes.middleware import event_stream, say
-from webapp.rules import attempt, silence
+from webapp.routes.middleware import event_stream, note
+from webapp.rules.attempt import STATUSES
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import ID_RULE, JOB_ID, START, BadField, read_start
-from webapp.storage.jobs import (
-    BadMark,
-    Wanted,
-    attempts_of,
-    callbacks_of,
-    count,
-    newest_jobs,
-)
+from webapp.rules.silence import CONDITIONS
+from webapp.storage import jobs
 from webapp.storage.notifications import notifications_of
 from webapp.storage.tables import MILESTONES, db
 
@@ -42,49 +38,37 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
     """The jobs, newest first, and the form that starts one; `problems` are told beside their fields."""
     ours, connection = parts(), db.session.connection()
     asked = {name: request.args.get(name, "") for name in ("status", "condition", "pipeline", "q", "before")}
-    problems, known = dict(problems or {}), Wanted(ours.views.clock(connection))
+    problems, known = dict(problems or {}), jobs.Wanted(ours.views.clock(connection))
     if asked["q"] and not JOB_ID.fullmatch(asked["q"]):
         problems["q"], asked["q"] = f"An id: {ID_RULE}", ""
     wanted = replace(
         known,
         begins=asked["q"],
         pipeline=asked["pipeline"],
-        status=asked["status"] if asked["status"] in attempt.STATUSES else None,
-        condition=asked["condition"] if asked["condition"] in silence.CONDITIONS else None,
+        status=asked["status"] if asked["status"] in STATUSES else None,
+        condition=asked["condition"] if asked["condition"] in CONDITIONS else None,
     )
-    rows, before = newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
+    rows, before = jobs.newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
     counted = {name: replace(known, condition=name) for name in UNFINISHED}
     counted |= {name: replace(known, status=name) for name in ("failed", "running")}
-    most = MOST_COUNTED + 1
-    counts = {name: count(connection, *each.filters(connection), most=most) for name, each in counted.items()}
     return render_template(
         "jobs.html",
         views=[ours.views.of(row, connection) for row in rows],
         before=before,
-        counts={name: str(n) if n <= MOST_COUNTED else f"{MOST_COUNTED}+" for name, n in counts.items()},
+        counts={
+            name: jobs.count(connection, *which.filters(connection), most=MOST_COUNTED + 1)
+            for name, which in counted.items()
+        },
+        most=MOST_COUNTED,
         asked=asked,
         problems=problems,
         settings=ours.settings,
-        pipelines=sorted(ours.pipelines),
+        pipelines=sorted(ours.settings.pipelines),
         built_in=BUILT_IN,
-        csrf=guard.csrf(),
-        statuses=attempt.STATUSES,
-        conditions=silence.CONDITIONS,
-        refusals=ours.refusals.lately(),
+        statuses=STATUSES,
+        conditions=CONDITIONS,
+        refusals=refusals.lately(),
     )
-
-
-@bp.get("/events")
-def events() -> Response:
-    """`event: jobs` at once and whenever any job has changed, until the session ends."""
-    return event_stream(parts().hub.events(None, guard.lasting_session()))
-
-
-@bp.get("/jobs/<id:job_id>/events")
-def job_events(job_id: str) -> Response:
-    """As a watcher's stream of the job, until the session ends."""
-    view = parts().views.find(db.session.connection(), job_id) or abort(404)
-    return event_stream(parts().hub.events(view, guard.lasting_session()))
 
 
 @bp.post("/")
@@ -93,30 +77,28 @@ def create() -> ResponseReturnValue:
     ours = parts()
     fields: dict[str, Any] = {name: request.form.get(name, "").strip() for name in START}
     try:
-        asked = read_start(fields | {"dispatch": "dispatch" in request.form}, ours.pipelines)
-        g.job_id = asked.job_id
-        start.start(ours.writer, ours.settings, asked)
+        asked = read_start(fields | {"dispatch": "dispatch" in request.form}, ours.settings.pipelines)
+        note(job=asked.job_id)
+        with suppress(Refused):
+            start.start(ours.writer, asked)
     except BadField as error:
-        g.cause = str(error)
-        field, _, said = g.cause.partition(": ")
-        return listing({field: said}), 400
-    except start.Conflict as conflict:
-        g.cause = str(conflict)
-        return listing({"start": g.cause}), 409
-    except Refused as refused:
-        g.cause = str(refused)
+        note(cause=str(error))
+        field, _, problem = str(error).partition(": ")
+        return listing({field: problem}), 400
+    except Conflict as conflict:
+        note(cause=conflict.description)
+        return listing({"start": str(conflict.description)}), 409
     return redirect(url_for("operator.job", job_id=asked.job_id), 303)
 
 
 @bp.get("/jobs/<id:job_id>")
-def job(job_id: str, problem: str = "") -> str:
+def job(job_id: str, problem: str | None = None) -> str:
     """One job: its attempts, its callbacks in order, its addresses, its link."""
-    ours, connection = parts(), db.session.connection()
-    view = ours.views.find(connection, job_id) or abort(404)
-    known = [attempt for attempt in attempts_of(connection, job_id) if attempt.number > 0]
-    milestones, _ = callbacks_of(connection, job_id, SHOWN_MILESTONES, None, MILESTONES)
-    heartbeats, more = callbacks_of(connection, job_id, SHOWN_HEARTBEATS, None, ~MILESTONES)
-    pipeline = ours.pipelines.get(view.attempt.pipeline, view.pipeline)
+    ours, connection, view = parts(), db.session.connection(), _view(job_id)
+    known = [attempt for attempt in jobs.attempts_of(connection, job_id) if attempt.number > 0]
+    milestones, _ = jobs.callbacks_of(connection, job_id, SHOWN_MILESTONES, None, MILESTONES)
+    heartbeats, more = jobs.callbacks_of(connection, job_id, SHOWN_HEARTBEATS, None, ~MILESTONES)
+    pipeline = ours.settings.pipelines.get(view.attempt.pipeline, view.pipeline)
     is_runnable = ours.settings.can_dispatch and (view.agent_id or "agent_id" not in pipeline.inputs)
     return render_template(
         "job.html",
@@ -128,39 +110,34 @@ def job(job_id: str, problem: str = "") -> str:
         told=notifications_of(connection, job_id),
         watching=ours.hub.watchers(job_id),
         hears_since=ours.hub.siblings.hears_since,
-        shared=ours.progress_url(job_id, view.link),
+        shared=ours.links.page(job_id, view.link),
         may_retry=is_runnable and (view.status == "failed" or view.condition == "lost"),
         may_close=start.may_close(view.attempt, view.condition),
         problem=problem,
-        csrf=guard.csrf(),
     )
-
-
-@bp.errorhandler(BadMark)
-def bad_mark(error: BadMark) -> Response:
-    """No page has this mark."""
-    return say(BadRequest("before: not the mark of a page"))
 
 
 @bp.post("/jobs/<id:job_id>/<any(retry, close, delete, revoke):verb>")
 def act(job_id: str, verb: str) -> ResponseReturnValue:
-    """Do to a job what its page has a button for."""
-    ours = parts()
+    """Do to a job what its page has a button for; what GitHub refused is told by the job itself."""
     try:
-        if verb == "revoke":
-            ours.writer.run(lambda transaction: transaction.revoke(job_id)) or abort(404)
-            logs.event("link revoked", job=job_id)
-        else:
-            {"retry": start.retry, "close": start.close, "delete": start.delete}[verb](
-                ours.writer, ours.settings, job_id
-            )
-    except LookupError:
-        abort(404)
-    except start.Conflict as conflict:
-        g.cause = str(conflict)
-        return job(job_id, g.cause), 409
-    except Refused as refused:
-        g.cause = str(refused)
+        with suppress(Refused):
+            start.act(parts().writer, verb, job_id)
+    except Conflict as conflict:
+        note(cause=conflict.description)
+        return job(job_id, conflict.description), 409
     if verb == "delete":
         return redirect(url_for("operator.listing"), 303)
     return redirect(url_for("operator.job", job_id=job_id), 303)
+
+
+@bp.get("/events")
+@bp.get("/jobs/<id:job_id>/events")
+def events(job_id: str | None = None) -> Response:
+    """A job's stream as watchers have it, or `event: jobs` at any job's change; until the session ends."""
+    view = _view(job_id) if job_id else None
+    return event_stream(parts().hub.events(view, guard.lasting_session()))
+
+
+def _view(job_id: str) -> View:
+    return parts().views.find(db.session.connection(), job_id) or abort(404)

@@ -41,7 +41,7 @@ def try_to_store(transaction: Transaction) -> None:
     """Store a callback, undo that, and leave a mark, so that there is something to commit."""
     connection = transaction.connection
     with connection.begin_nested() as savepoint:
-        receive(Transaction(connection, transaction.pipelines, transaction.settings), [PROBE])
+        receive(Transaction(connection, transaction.settings), [PROBE])
         savepoint.rollback()
     mark = transaction.insert(marks).values(name="health", at=time())
     connection.execute(mark.on_conflict_do_update(index_elements=["name"], set_={"at": mark.excluded.at}))
@@ -63,8 +63,8 @@ def _find(transaction: Transaction, reports: Sequence[Report]) -> None:
 
 def _as_job(transaction: Transaction, report: Report) -> dict[str, Any]:
     pipeline = report.pipeline or BUILT_IN
-    if pipeline not in transaction.pipelines:
-        known = ", ".join(sorted(transaction.pipelines))
+    if pipeline not in transaction.settings.pipelines:
+        known = ", ".join(sorted(transaction.settings.pipelines))
         raise UnknownPipeline(f"pipeline: {pipeline} is not one of {known}")
     return {"job_id": report.job_id, "pipeline": pipeline, "created_at": report.arrived_at}
 

@@ -14,7 +14,7 @@ from webapp.config import Settings
 from webapp.rules import forecast
 from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline, from_content, load
-from webapp.rules.report import JOB_ID
+from webapp.rules.report import JOB_ID, BadField
 from webapp.rules.silence import CONDITIONS, Clock, clock
 from webapp.storage.tables import attempt_from, attempts, callbacks, closures, definitions, departed, jobs
 
@@ -63,8 +63,11 @@ class Wanted:
             yield or_(*found)
 
 
-class BadMark(ValueError):
+class BadMark(BadField):
     """A `before` that names no page."""
+
+    def __init__(self) -> None:
+        super().__init__("before: not the mark of a page")
 
 
 def pipeline_of(connection: Connection | None, hash: str | None) -> Pipeline:

@@ -73,7 +73,7 @@ def _step(
 def _oldest_learnt_from(transaction: Transaction) -> dict[str, float]:
     """When the oldest attempt ended that usual times are learnt from, by pipeline; older ones are let go."""
     oldest = {}
-    for pipeline in transaction.pipelines:
+    for pipeline in transaction.settings.pipelines:
         done = (attempts.c.pipeline == pipeline) & (attempts.c.end == "running")
         ended = select(attempts.c.ended_at).where(done).order_by(attempts.c.ended_at.desc())
         oldest[pipeline] = transaction.connection.execute(ended.offset(NEWEST - 1).limit(1)).scalar() or 0.0

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from time import time
 from typing import Any, NamedTuple
@@ -51,9 +51,8 @@ ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
 class Transaction:
     """A connection inside a transaction, and the changes that the streams are told of after it."""
 
-    def __init__(self, connection: Connection, pipelines: Mapping[str, Pipeline], settings: Settings) -> None:
+    def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection = connection
-        self.pipelines = pipelines
         self.settings = settings
         self.changes: Changes = {}
         self.transitions: list[Transition] = []
@@ -101,7 +100,7 @@ class Transaction:
         """The steps with which an attempt was opened, or will be: the file's as it is now, if it is there."""
         if attempt.change:
             return reads.pipeline_of(self.connection, attempt.definition)
-        if pipeline := self.pipelines.get(attempt.pipeline):
+        if pipeline := self.settings.pipelines.get(attempt.pipeline):
             return pipeline
         known = reads.attempts_of(self.connection, attempt.job_id)
         return reads.pipeline_of(self.connection, known[-1].definition if known else None)
@@ -189,17 +188,13 @@ class Transaction:
         """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
         return max(self._number, current.change + 1)
 
-    def revoke(self, job_id: str) -> bool:
-        """Give a job another link; its old one, and the streams that came by it, end. False: no such job."""
-        current = self.current(job_id)
-        if current is None:
-            return False
-        change = self._next(current)
+    def revoke(self, current: Attempt) -> None:
+        """Give a job another link; its old one, and the streams that came by it, end."""
+        job_id, change = current.job_id, self._next(current)
         self.connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(link=jobs.c.link + 1))
         row = {"b_job_id": job_id, "b_number": current.number, "change": change}
         self.connection.execute(_update_attempt(("change",)), row)
         self.changes[job_id] = Change(change)
-        return True
 
     def remove(self, job_ids: Sequence[str], deleted_at: float | None = None) -> None:
         """Delete jobs with all that is known of them; after `deleted_at` callbacks do not bring them back."""

@@ -10,7 +10,7 @@ are told that nothing was stored.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
@@ -27,7 +27,6 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from webapp.config import Settings
 from webapp.rules.attempt import Report
-from webapp.rules.pipeline import Pipeline
 from webapp.rules.silence import Transition
 from webapp.storage.arrivals import receive, try_to_store
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
@@ -64,7 +63,6 @@ class Writer:
 
     engine: Engine
     files: SQLiteFiles | None
-    pipelines: Mapping[str, Pipeline]
     settings: Settings
     wake: Callable[[Changes], None]
     tell: Callable[[Sequence[Transition]], None]
@@ -188,7 +186,7 @@ class Writer:
             self._connection = self.engine.connect().execution_options(writes=True)
         try:
             with self._connection.begin() as begun:
-                transaction = Transaction(self._connection, self.pipelines, self.settings)
+                transaction = Transaction(self._connection, self.settings)
                 result = change(transaction)
                 transaction.notify()
                 self._to_disk(begun)
