@@ -40,11 +40,6 @@ class View:
     newest: int = 0
 
     @property
-    def now(self) -> float:
-        """The moment."""
-        return self.clock.now
-
-    @property
     def name(self) -> str:
         """What the page is about."""
         return self.attempt.subject or self.agent_id or self.job_id

@@ -106,7 +106,7 @@ def bar(view: View) -> tuple[float, tuple[float, float, float, float] | None]:
     if step.state == "completed" or not usual or step.started_at is None:
         return high if step.state == "completed" else low, None
     heard = attempt.heard_at or 0
-    until = min(view.now, heard + view.settings.quiet_after) if heard else view.now
+    until = min(view.clock.now, heard + view.settings.quiet_after) if heard else view.clock.now
     if attempt.ended_at or view.condition == "waiting":
         until = max(attempt.ended_at or 0, heard)
     came = low + (high - low) * min(max(until - step.started_at, 0) / usual, 1)
@@ -134,12 +134,6 @@ def roughly(seconds: float) -> str:
 def moment(seconds: float) -> str:
     """A time of day in UTC, with its date."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %Y, %H:%M UTC")
-
-
-def clock(view: View, seconds: float) -> str:
-    """A time of day in UTC, with its date unless that is today's; the script makes it the reader's own."""
-    text, today = moment(seconds), moment(view.now)
-    return text[13:] if text[:11] == today[:11] else text
 
 
 FOR_TEMPLATES = {"iso": iso, **dict(getmembers(sys.modules[__name__], isfunction))}

@@ -17,12 +17,7 @@ BUILT_IN_FILE = Path(__file__).parent / "pipelines" / f"{BUILT_IN}.toml"
 INPUTS = ("job_id", "agent_id", "region", "callback_url")
 ENDS = ("running", "failed")  # callbacks with these statuses end an attempt, so no step is reached by them
 FEWEST, MOST = 2, 12  # steps
-LONGEST = {
-    "label": 40,
-    "reached_by": 64,
-    "failed_by": 64,
-    "inputs": 64,
-}  # characters; a sentence may have more
+LONGEST = {"label": 40, "reached_by": 64, "failed_by": 64, "inputs": 64}  # characters
 LONGEST_SENTENCE = 200
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _STEP_ID = re.compile(r"[a-z0-9_]{1,32}")

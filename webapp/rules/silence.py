@@ -30,10 +30,8 @@ def clock(now: float, quiet_after: float, lost_after: float, shut: Iterable[tupl
 
 def condition(attempt: Attempt, clock: Clock) -> str:
     """One of CONDITIONS, read off the clock."""
-    if attempt.end:
-        return "over"
-    if attempt.waiting_for:
-        return "waiting"
+    if attempt.end or attempt.waiting_for:
+        return "over" if attempt.end else "waiting"
     if attempt.heard_at is None or attempt.heard_at >= clock.quiet_before:
         return "live"
     return "lost" if attempt.heard_at < clock.lost_before else "quiet"
