@@ -16,8 +16,8 @@ from webapp.config import ROOT, Settings
 from webapp.page.view import View
 from webapp.parts import Parts
 from webapp.rules.attempt import Attempt
-from webapp.rules.forecast import expect
 from webapp.rules.pipeline import MOST, Pipeline, Step, load
+from webapp.rules.progress import expect
 from webapp.rules.silence import clock
 
 ENVIRON = {

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, or_, select
 
 from webapp.config import Settings
-from webapp.rules import forecast
+from webapp.rules import progress
 from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline, from_content, load
 from webapp.rules.report import JOB_ID, BadField
@@ -24,7 +24,7 @@ FRESH_FOR = 2.0  # seconds for which what is usual, and when the door was shut, 
 
 Page = tuple[list[Row[Any]], str | None]  # rows, and the mark of the next page, None on the last
 started_at: float | None = None  # when the server of this process started
-_usual: dict[str, tuple[float, forecast.Usual | None]] = {}  # by pipeline, with the time of the reading
+_usual: dict[str, tuple[float, progress.Usual | None]] = {}  # by pipeline, with the time of the reading
 _shut: tuple[float, list[tuple[float, float]]] = float("-inf"), []  # when the door was, the same
 _built_in = load(None)[BUILT_IN]
 known_pipelines: dict[str, Pipeline] = {}  # by hash; a definition never changes
@@ -218,14 +218,14 @@ def numbers_of(connection: Connection, job_ids: Iterable[str]) -> dict[str, int]
     return {row.job_id: row.change for row in connection.execute(_NUMBERS, {"ids": [*job_ids]})}
 
 
-def usual(connection: Connection, pipeline: str) -> forecast.Usual | None:
+def usual(connection: Connection, pipeline: str) -> progress.Usual | None:
     """What an attempt of this pipeline may be measured by; costs nothing when asked again at once."""
     learnt_at, learnt = _usual.get(pipeline, (0.0, None))
     if learnt is None or monotonic() - learnt_at >= FRESH_FOR:  # with nothing to tell there is little to read
         newest = select(attempts).where(attempts.c.pipeline == pipeline, attempts.c.end == "running")
-        newest = newest.order_by(attempts.c.ended_at.desc()).limit(forecast.NEWEST)
+        newest = newest.order_by(attempts.c.ended_at.desc()).limit(progress.NEWEST)
         finished = [attempt_from(row) for row in connection.execute(newest)]
-        learnt = forecast.learn((each, pipeline_of(connection, each.definition)) for each in finished)
+        learnt = progress.learn((each, pipeline_of(connection, each.definition)) for each in finished)
         _usual[pipeline] = monotonic(), learnt
     return learnt
 

@@ -12,8 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
 from webapp.rules.attempt import Attempt
-from webapp.rules.forecast import expect
 from webapp.rules.pipeline import Pipeline
+from webapp.rules.progress import expect
 from webapp.rules.silence import Transition, transitions
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
