@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _try_to_listen(settings: config.Settings) -> None:
-    """Before anything is said or played: gunicorn would try for five seconds, in ten lines."""
+    """Raise BadSetting where gunicorn could not: it would try for five seconds, and say so in ten lines."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         socket.create_server((settings.host, settings.port), family=family).close()

@@ -24,7 +24,7 @@ from webapp.storage.database import reason
 from webapp.storage.jobs import count, find, newest_jobs
 from webapp.storage.tables import db
 
-# What a sentence tells, and no traceback.
+# Of these a sentence is told, not a traceback.
 FAILURES = (click.ClickException, backup.Refused, OSError, EOFError, sqlite3.Error, tarfile.TarError)
 TELL_EVERY = 1000  # pruned jobs
 

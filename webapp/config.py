@@ -192,7 +192,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     for field, (name, default, read) in TABLE.items():
         text = environ.get(name, "")
         try:
-            _must(text.isprintable(), "be printable text in UTF-8")  # bytes that are no UTF-8 are neither
+            _must(text.isprintable(), "be printable text in UTF-8")  # bytes that are no UTF-8 are not
             chosen = text.strip() or default
             values[field] = read(chosen) if isinstance(chosen, str) else chosen
         except (ValueError, OSError, ArgumentError) as error:
