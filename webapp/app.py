@@ -61,10 +61,5 @@ def _parts(app: Flask, settings: config.Settings) -> Parts:
     views = Views(settings)
     hub = Hub(db.engine, Frames(db.engine, views, app.jinja_env.get_template("_steps.html")))
     writer = Writer(db.engine, files, settings, hub.wake, notify.tell)
-    return Parts(
-        settings,
-        links=Links(settings.public_url, settings.secret_key, settings.operator_token),
-        writer=writer,
-        views=views,
-        hub=hub,
-    )
+    links = Links(settings.public_url, settings.secret_key, settings.operator_token)
+    return Parts(settings, links, writer, views, hub)

@@ -34,8 +34,7 @@ def rehearse(pace: float, fail_at: str | None, job_id: str | None, name: str, wa
     if name not in known:
         raise click.ClickException(f"no pipeline is called {name}; there are {', '.join(sorted(known))}")
     click.echo(f"Progress page: {_register(settings, job_id, name, TRIES if wait else 1)}")
-    environment = {
-        **os.environ,
+    environment = os.environ | {
         "CALLBACK_URL": f"http://{settings.address}{CALLBACK_PATH}",
         "CALLBACK_SECRET": settings.callback_keys[0].decode(),
         "JOB_ID": job_id,
