@@ -93,14 +93,11 @@ def report(view: View) -> str:
 
 
 def bar(view: View) -> tuple[float, tuple[float, float, float, float] | None]:
-    """How far the bar has come, of 100; then, if it moves: from where to where, from when to when.
-
-    Each step is as long as it usually takes, or as any other where that is not known.
-    """
+    """How far the bar has come, of 100; then, if it moves: from where to where, from when to when."""
     attempt, step = view.attempt, view.steps[view.at]
     lengths = [view.usual.get(each.id, 0) for each in view.steps]
     if any(each.id not in view.usual for each in view.steps) or not sum(lengths):
-        lengths = [1] * len(lengths)
+        lengths = [1] * len(lengths)  # nothing is usual yet: all steps are equally long
     marks = [round(100 * mark / sum(lengths), 1) for mark in accumulate(lengths, initial=0)]
     low, high, usual = marks[view.at], marks[view.at + 1], view.usual.get(step.id)
     if step.state == "completed" or not usual or step.started_at is None:

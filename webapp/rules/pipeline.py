@@ -62,13 +62,11 @@ class Pipeline:
         return {"provisioning": 1, **by_milestone, "running": len(self.steps)}
 
     def failed_at(self, failed_step: str, rank: int) -> int:
-        """The index of the step on which a failure stands, at `rank`."""
+        """The index of the step on which a failure stands, at `rank`: by its name, or the longest `…*`."""
         names = [(name, i) for i, step in enumerate(self.steps) for name in step.failed_by]
         exact = [(len(name), i) for name, i in names if name == failed_step and name[-1] != "*"]
-        longer = [
-            (len(name), i) for name, i in names if name[-1] == "*" and failed_step.startswith(name[:-1])
-        ]
-        _, mapped = max(exact or longer, default=(0, 0))
+        wild = [(len(name), i) for name, i in names if name[-1] == "*" and failed_step.startswith(name[:-1])]
+        _, mapped = max(exact or wild, default=(0, 0))
         return min(max(mapped, rank, 1), len(self.steps) - 1)
 
     @cached_property

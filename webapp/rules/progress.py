@@ -128,8 +128,8 @@ def testify(attempt: Attempt, word: Word, pipeline: Pipeline) -> Attempt:
         return attempt
     if word.state == "in_progress":
         attempt = attempt._replace(last_signal_at=word.arrived_at, heard_at=word.arrived_at)
-    # Of the last callback's age or younger. GitHub's times are whole seconds: within one second an approval
-    # follows a callback, but a run that has sent one waits for no runner.
+    # No older than the last callback. GitHub's times are whole seconds: within one second an approval may
+    # follow a callback, but a run that has sent one waits for no runner.
     since = attempt.last_callback_at or 0
     is_news = word.at >= (floor(since) if word.state in ("waiting", "pending") else since)
     return attempt._replace(waiting_for=WAITS_FOR.get(word.state) if is_news else None)
@@ -143,12 +143,10 @@ def close(attempt: Attempt, now: float) -> Attempt:
 def steps(attempt: Attempt, pipeline: Pipeline) -> list[Step]:
     """The steps, in order; the time of a lost milestone is not known."""
     at, state, count = attempt.rank, "active", len(pipeline.steps)
-    if attempt.end == "closed":
-        at = min(at, count - 1)
-    elif attempt.status == "failed":
-        at = 0 if attempt.end == "refused" else pipeline.failed_at(attempt.failed_step or "", at)
     if attempt.status == "failed":
         state = "cancelled" if attempt.was_cancelled else "error"
+        failed_at = pipeline.failed_at(attempt.failed_step or "", at)
+        at = {"refused": 0, "closed": min(at, count - 1)}.get(attempt.end or "", failed_at)
     reached: list[float | None] = [attempt.opened_at, *[None] * count]
     for milestone, time in sorted(attempt.times.items(), key=itemgetter(1), reverse=True):
         if rank := pipeline.ranks.get(milestone):
