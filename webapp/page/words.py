@@ -98,17 +98,17 @@ def bar(view: View) -> tuple[float, tuple[float, float, float, float] | None]:
     lengths = [view.usual.get(each.id, 0) for each in view.steps]
     if any(each.id not in view.usual for each in view.steps) or not sum(lengths):
         lengths = [1] * len(lengths)  # nothing is usual yet: all steps are equally long
-    marks = [round(100 * mark / sum(lengths), 1) for mark in accumulate(lengths, initial=0)]
+    marks = [100 * mark / sum(lengths) for mark in accumulate(lengths, initial=0)]
     low, high, usual = marks[view.at], marks[view.at + 1], view.usual.get(step.id)
     if step.state == "completed" or not usual or step.started_at is None:
-        return high if step.state == "completed" else low, None
+        return round(high if step.state == "completed" else low, 1), None
     heard = attempt.heard_at or 0
     until = min(view.clock.now, heard + view.settings.quiet_after) if heard else view.clock.now
     if attempt.ended_at or view.condition == "waiting":
         until = max(attempt.ended_at or 0, heard)
     came = low + (high - low) * min(max(until - step.started_at, 0) / usual, 1)
-    moves = (low, high, step.started_at, step.started_at + usual) if view.condition == "live" else None
-    return round(came, 1), moves
+    moves = (round(low, 1), round(high, 1), step.started_at, step.started_at + usual)
+    return round(came, 1), moves if view.condition == "live" else None
 
 
 def duration(seconds: float) -> str:
