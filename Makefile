@@ -66,8 +66,8 @@ mutations: .venv/development browser ## break the code on purpose, fault by faul
 torture: .venv/development ## kills, restarts and want of memory under load, for a minute each
 	TORTURE=60 $(PYTEST) --database=both tests/test_torture.py
 
-bench: .venv/development ## measure; SCALE=0.1 for a small run
-	$(BIN)/python -m tests.bench --scale $(or $(SCALE),1)
+bench: .venv/development ## measure; SCALE=0.1 for a small run, PEERS=folder to compare with healthchecks
+	$(BIN)/python -m tests.bench --scale $(or $(SCALE),1) $(if $(PEERS),--peers $(PEERS))
 
 screenshots: .venv/development browser ## the pages in every state, into .screenshots
 	$(BIN)/python -m tests.screenshots

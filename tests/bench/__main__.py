@@ -6,13 +6,29 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench.measures import MEASURES, Bench, Figure
+from tests.bench import costs, measures
+from tests.bench.bench import Bench, Figure, Figures
+from tests.bench.peers import peers
 from tests.support.load import open_files
 
+MEASURES: dict[str, Callable[[Bench], Figures]] = {
+    "callbacks": measures.callbacks,
+    "screen": measures.screen,
+    "one-job": measures.one_job,
+    "watchers": measures.watchers,
+    "sustained": measures.sustained,
+    "killed": measures.killed,
+    "restart": measures.restart,
+    "opening": costs.opening,
+    "costs": costs.costs,
+    "workers": costs.workers,
+    "growth": costs.grown,
+    "peers": peers,
+}
 HOLDS = {">=": float.__ge__, "<=": float.__le__, "<": float.__lt__, "=": float.__eq__}
 
 
@@ -23,12 +39,17 @@ def main() -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", default=".bench.json", help="where they are written"
     )
+    parser.add_argument(
+        "--peers", type=Path, metavar="FOLDER", help="an installed healthchecks to compare with"
+    )
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(MEASURES):
         parser.error(f"no measure is called {', '.join(sorted(unknown))}")
+    if "peers" in chosen.names and not chosen.peers:
+        parser.error("the measure peers needs --peers")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        bench = Bench(chosen.scale, Path(folder))
+        bench = Bench(chosen.scale, Path(folder), chosen.peers and chosen.peers.resolve())
         if open_files() < bench.watchers + 500:
             sys.exit(f"{bench.watchers} watchers need a limit of open files above that: ulimit -Hn")
         figures = list(_print(run for name in chosen.names or MEASURES for run in MEASURES[name](bench)))

@@ -128,10 +128,11 @@ class Sent:
 
 
 class Client:
-    """Connections and streams to one server."""
+    """Connections and streams to one server, which may close a connection after each answer."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, keeps_alive: bool = True) -> None:
         self.port = port
+        self._keeps_alive = keeps_alive
         self.arrivals: list[Arrival] = []
         self.sent: list[Sent] = []
         self.ended = 0  # streams that the server closed
@@ -164,6 +165,10 @@ class Client:
     def stream_ports(self) -> dict[int, int]:
         """The local port of each stream."""
         return {s.number: s.socket.getsockname()[1] for s in self._streams.values()}
+
+    def ports(self) -> list[int]:
+        """The local ports of the connections that carry requests."""
+        return [connection.socket.getsockname()[1] for connection in self._connections.values()]
 
     def storm(self, requests: Iterable[bytes], seconds: float, connections: int = 32) -> Load:
         """Each connection sends the next request when it has its answer."""
@@ -269,6 +274,8 @@ class Client:
             else:
                 self._load.errors += 1
             self._free.append(connection)
+            if not self._keeps_alive:
+                self._lose(connection)
 
     def _lose(self, connection: _Connection) -> None:
         """An error, unless it was idle: the server closes those."""
