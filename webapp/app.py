@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 from flask import Flask
 from flask_migrate import Migrate
 from jinja2 import StrictUndefined
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webapp import cli, config, logs, notify
 from webapp.page import words
@@ -48,11 +47,6 @@ def create_app() -> Flask:
     assets.set_up(app, below)
     for blueprint in (callbacks.bp, watch.bp, api.bp, metrics.bp, guard.bp, operator.bp, cli.bp):
         app.register_blueprint(blueprint)
-    if proxies := settings.trusted_proxies:  # set as Flask documents it, which mypy takes for a method
-        inner = middleware.without_port(app.wsgi_app)
-        app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    if below:
-        app.wsgi_app = middleware.below(app.wsgi_app, below)  # type: ignore[method-assign, assignment]
     return app
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp.config import ENV_FILE, INSTANCE, MIGRATIONS, NAMES, Settings, given, in_file
-from webapp.github.client import Refused, get_workflow, workflow_of
+from webapp.github.client import Refused, ask, workflow_of
 from webapp.storage.database import reason
 
 FEWEST_CHARACTERS = 8  # different ones; a random secret has twice as many
@@ -26,7 +26,7 @@ def wrong(settings: Settings, engine: Engine) -> Iterator[str]:
     if settings.can_dispatch:
         for workflow in sorted({workflow_of(pipeline, settings) for pipeline in settings.pipelines.values()}):
             try:
-                if (state := get_workflow(settings, workflow).get("state")) != "active":
+                if (state := ask(settings, workflow, f"workflows/{workflow}").get("state")) != "active":
                     yield f"{workflow} cannot be started: at GitHub it is {state}"
             except Refused as refused:
                 yield str(refused)

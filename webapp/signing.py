@@ -34,39 +34,42 @@ def hash_of(secret: str) -> str:
 class Links:
     """The addresses that open a page, a badge or the operator's session to anybody who has them.
 
-    The token of a page is a signed job id, with the link's number once a link was revoked; that of a badge
-    opens nothing else, and ends with the link. `fingerprint` stands for the operator token: sessions and
-    sign-in links end when it changes.
+    A token is a signed job id, with the link's number once a link was revoked; that of a badge opens no
+    page. `fingerprint` stands for the operator token: sessions and sign-in links end when it changes.
     """
 
     def __init__(self, public_url: str, secret: str, operator_token: str) -> None:
         self._public_url = public_url
-        self.fingerprint = hmac.new(secret.encode(), operator_token.encode(), hashlib.sha256).hexdigest()
-        self._pages, self._badges = (
-            Signer(secret, kind, digest_method=hashlib.sha256) for kind in ("progress", "badge")
-        )
+        sha256 = hashlib.sha256
+        self._signers = {kind: Signer(secret, kind, digest_method=sha256) for kind in ("progress", "badge")}
+        self.fingerprint = hmac.new(secret.encode(), operator_token.encode(), sha256).hexdigest()
         salt = f"sign-in {self.fingerprint}"
-        self._sign_ins = TimestampSigner(secret, salt, digest_method=hashlib.sha256)
+        self._sign_ins = TimestampSigner(secret, salt, digest_method=sha256)
 
     def page(self, job_id: str, link: int) -> str:
         """The progress page of a job's `link`-th link."""
-        return f"{self._public_url}/p/{_token(self._pages, job_id, link)}"
+        return f"{self._public_url}/p/{self._token('progress', job_id, link)}"
 
     def badge(self, job_id: str, link: int) -> str:
         """The badge of the same."""
-        return f"{self._public_url}/p/{_token(self._badges, job_id, link)}/badge.svg"
+        return f"{self._public_url}/p/{self._token('badge', job_id, link)}/badge.svg"
 
     def sign_in(self) -> str:
         """A fresh link that signs in once."""
         return f"{self._public_url}/sign-in?key={self._sign_ins.sign(secrets.token_urlsafe(16)).decode()}"
 
-    def read_page(self, token: str) -> tuple[str, int] | None:
-        """The job id and the number of its link, None for a token that is not a page's of ours."""
-        return _read(self._pages, token)
+    def _token(self, kind: str, job_id: str, link: int) -> str:
+        value = f"{job_id}~{link}" if link else job_id  # `~` cannot stand in a job id
+        return self._signers[kind].sign(value).decode()
 
-    def read_badge(self, token: str) -> tuple[str, int] | None:
-        """The same of a badge."""
-        return _read(self._badges, token)
+    def read(self, token: str, kind: str = "progress") -> tuple[str, int] | None:
+        """The job id and the number of its link, None for a token that is not ours and of this kind."""
+        try:
+            job_id, _, link = self._signers[kind].unsign(token).decode().partition("~")
+        except BadSignature:
+            return None
+        ours = self._token(kind, job_id, int(link or 0))  # unsign() ignores unused base64 bits
+        return (job_id, int(link or 0)) if hmac.compare_digest(ours.encode(), token.encode()) else None
 
     def read_key(self, key: str) -> str | None:
         """The random part of a sign-in link's key, by which it is known as used; None for a wrong or old one.
@@ -77,18 +80,3 @@ class Links:
             return self._sign_ins.unsign(key, max_age=SIGN_IN_LINK_LASTS).decode()
         except BadSignature:
             return None
-
-
-def _token(signer: Signer, job_id: str, link: int) -> str:
-    return signer.sign(f"{job_id}~{link}" if link else job_id).decode()  # `~` cannot stand in a job id
-
-
-def _read(signer: Signer, token: str) -> tuple[str, int] | None:
-    try:
-        job_id, _, link = signer.unsign(token).decode().partition("~")
-    except BadSignature:
-        return None
-    ours = _token(
-        signer, job_id, int(link or 0)
-    )  # unsign() ignores unused base64 bits: compare the exact token
-    return (job_id, int(link or 0)) if hmac.compare_digest(ours.encode(), token.encode()) else None

@@ -57,11 +57,11 @@ def dispatch(settings: Settings, workflow: str, inputs: dict[str, str]) -> dict[
     path = f"workflows/{workflow}/dispatches"
     body = {"ref": settings.dispatch_ref, "inputs": inputs}
     try:
-        said = _ask(settings, workflow, "POST", path, json=body | {"return_run_details": True})
+        said = ask(settings, workflow, path, "POST", json=body | {"return_run_details": True})
     except Refused as refused:
         if "return_run_details" not in str(refused):  # Enterprise Server up to 3.19
             raise
-        said = _ask(settings, workflow, "POST", path, json=body)
+        said = ask(settings, workflow, path, "POST", json=body)
     return {"id": said.get("workflow_run_id"), "html_url": said.get("html_url")}
 
 
@@ -74,7 +74,7 @@ def find_run(
     """
     created = datetime.fromtimestamp(since - 60, UTC).strftime(">=%Y-%m-%dT%H:%M:%SZ")  # clocks differ
     query = {"event": "workflow_dispatch", "created": created, "per_page": "100"}
-    runs = _ask(settings, workflow, "GET", f"workflows/{workflow}/runs", params=query).get("workflow_runs")
+    runs = ask(settings, workflow, f"workflows/{workflow}/runs", params=query).get("workflow_runs")
     for run in runs if isinstance(runs, list) else ():
         is_named = isinstance(run, dict) and job_id in words(run.get("display_title"))
         if is_named and str(run.get("id")) not in known:
@@ -82,18 +82,8 @@ def find_run(
     return {}
 
 
-def get_run(settings: Settings, run_id: str) -> dict[str, Any]:
-    """A run as its latest attempt stands. Raises Refused."""
-    return _ask(settings, f"run {run_id}", "GET", f"runs/{run_id}")
-
-
-def get_workflow(settings: Settings, workflow: str) -> dict[str, Any]:
-    """A workflow that a dispatch runs. Raises Refused."""
-    return _ask(settings, workflow, "GET", f"workflows/{workflow}")
-
-
-def _ask(settings: Settings, about: str, method: str, path: str, **options: Any) -> dict[str, Any]:
-    """The JSON object of a good answer, {} of one without a body. Raises Refused."""
+def ask(settings: Settings, about: str, path: str, method: str = "GET", **options: Any) -> dict[str, Any]:
+    """The JSON object of a good answer, {} of one without a body; `about` is for words. Raises Refused."""
     answer, body = _send(settings, method, path, **options)
     if retry_at := _rate_limited_until(answer, body):
         until = datetime.fromtimestamp(retry_at, UTC).strftime("%H:%M:%S")
@@ -109,18 +99,15 @@ def _ask(settings: Settings, about: str, method: str, path: str, **options: Any)
 
 
 def _send(settings: Settings, method: str, path: str, **options: Any) -> tuple[requests.Response, bytes]:
-    def prove(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {settings.dispatch_token}"  # a netrc would come before
-        return request
-
     url = f"{settings.dispatch_api_url}/repos/{settings.dispatch_repository}/actions/{path}"
-    options |= {"headers": HEADERS, "auth": prove, "stream": True}
+    options["headers"] = HEADERS | {"Authorization": f"Bearer {settings.dispatch_token}"}
+    options["auth"] = lambda request: request  # or a netrc would replace the token
     options["allow_redirects"] = False  # the token goes to this host alone
     try:
         with (
             Timeout(TOTAL, requests.Timeout("")),
             _asking,
-            requests.request(method, url, timeout=(CONNECT, READ), **options) as answer,
+            requests.request(method, url, timeout=(CONNECT, READ), stream=True, **options) as answer,
         ):
             return answer, answer.raw.read(LARGEST_ANSWER + 1, decode_content=True)
     except requests.Timeout:

@@ -4,21 +4,19 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_run
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from time import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
 from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
-from webapp.github.client import BOUND, Refused, find_run, get_run, words, workflow_of
+from webapp.github.client import BOUND, Refused, ask, find_run, words, workflow_of
 from webapp.rules import progress
 from webapp.rules.attempt import WAITS_FOR, Attempt, Run, Word
-from webapp.rules.report import BadField
+from webapp.rules.report import RUN_ATTEMPT, WHOLE, BadField, Rule, checked, matching
 from webapp.storage.database import reason
 from webapp.storage.jobs import attempts_of, jobs_of_run
 from webapp.storage.transaction import Transaction
@@ -26,8 +24,6 @@ from webapp.storage.writer import Writer
 
 MOST_OFTEN = 15.0  # seconds between two looks for silent jobs
 EARLIEST_TIME = 946_684_800.0  # the year 2000
-LONGEST_TEXT = 2000  # characters
-LARGEST_ID = 10**20
 # How a run ended, as: the end, the failed step, the words for people
 CONCLUSIONS: dict[str, tuple[str, str | None, str]] = {
     "success": ("running", None, ""),
@@ -39,7 +35,26 @@ CONCLUSIONS: dict[str, tuple[str, str | None, str]] = {
     "neutral": ("failed", "cancelled", "ended without a result"),
     "stale": ("failed", "cancelled", "was given up as stale"),
 }
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # of an undocumented shape
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)  # of a shape that GitHub does not document
+
+
+def _time(text: str) -> float | None:
+    """A time as GitHub writes it; one before 2000 or in the future is dropped."""
+    try:
+        seconds = datetime.fromisoformat(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return seconds if EARLIEST_TIME <= seconds <= time() else None
+
+
+TEXT = matching("(?s).{1,2000}", "")
+RUN: dict[str, Rule] = {  # what is read of a run or a job of one; anything else in its place is dropped
+    **dict.fromkeys(("status", "conclusion", "event", "path", "display_title"), TEXT),
+    **dict.fromkeys(("updated_at", "run_started_at"), (_time, "")),
+    **dict.fromkeys(("id", "run_id"), (WHOLE[0], "")),
+    "run_attempt": (RUN_ATTEMPT[0], ""),
+    "html_url": matching(r"https://\S{1,1990}", ""),
+}
 
 
 def deliver(writer: Writer, event: str, payload: Mapping[str, Any]) -> list[str]:
@@ -55,7 +70,7 @@ def _read_delivery(writer: Writer, event: str, payload: Mapping[str, Any]) -> Wo
     """None for a delivery that says nothing of a run of ours. Raises UNREADABLE."""
     if event not in ("workflow_run", "workflow_job"):
         return None
-    repository = _text(payload["repository"]["full_name"])
+    repository = str(payload["repository"]["full_name"])[:200]
     if _differ(repository, writer.settings.dispatch_repository):
         return None
     word = _read_run(writer, payload[event]) if event == "workflow_run" else _read_job(payload[event])
@@ -64,22 +79,22 @@ def _read_delivery(writer: Writer, event: str, payload: Mapping[str, Any]) -> Wo
 
 def _read_run(writer: Writer, run: Mapping[str, Any]) -> Word:
     """The word of a run as GitHub's API and its webhooks describe one. Raises UNREADABLE."""
-    now, state, title = time(), _text(run["status"]), run.get("display_title")
-    path = str(run.get("path") or "").partition("@")[0]
+    said, now = checked(run, RUN), time()
+    file, state = said.get("path", "").partition("@")[0], said["status"]
     workflows = {workflow_of(pipeline, writer.settings) for pipeline in writer.settings.pipelines.values()}
-    is_ours = run.get("event") == "workflow_dispatch" and any(
-        workflow.isdecimal() or path.endswith(f"/{workflow}") for workflow in workflows
+    is_ours = said.get("event") == "workflow_dispatch" and any(
+        workflow.isdecimal() or file.endswith(f"/{workflow}") for workflow in workflows
     )
     word = Word(
-        _run(run["id"], run.get("run_attempt", 1)),
+        Run(said["id"], said.get("run_attempt", "1")),
         state,
-        _time(run.get("updated_at"), now),
+        said.get("updated_at", now),
         now,
-        began_at=_time(run.get("run_started_at"), now),
-        url=_url(run.get("html_url")),
-        name=title if is_ours and isinstance(title, str) else None,
+        began_at=said.get("run_started_at", now),
+        url=said.get("html_url"),
+        name=said.get("display_title") if is_ours else None,
     )
-    conclusion = str(run.get("conclusion") or "") if state == "completed" else ""
+    conclusion = said.get("conclusion", "") if state == "completed" else ""
     if conclusion not in CONCLUSIONS:  # action_required goes on later
         return replace(word, state=conclusion[:64] or state)
     end, failed_step, how = CONCLUSIONS[conclusion]
@@ -89,39 +104,9 @@ def _read_run(writer: Writer, run: Mapping[str, Any]) -> Word:
 
 def _read_job(job: Mapping[str, Any]) -> Word | None:
     """One job of a run tells that the run goes on or waits, by its arrival, but never that it ended."""
-    state, now = _text(job["status"]), time()
-    run = _run(job["run_id"], job.get("run_attempt", 1))
+    said, now = checked(job, RUN), time()
+    run, state = Run(said["run_id"], said.get("run_attempt", "1")), said["status"]
     return Word(run, state, now, now) if state == "in_progress" or state in WAITS_FOR else None
-
-
-def _run(id: object, attempt: object) -> Run:
-    for number, least in ((id, 0), (attempt, 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or not least <= number < LARGEST_ID:
-            raise ValueError("not a run")
-    return Run(str(id), str(attempt))
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-        raise TypeError("not a text")
-    return value
-
-
-def _time(text: object, now: float) -> float:
-    """A time as GitHub writes it; one before 2000, in the future, or none counts as now."""
-    try:
-        seconds = datetime.fromisoformat(text).timestamp() if isinstance(text, str) else now
-    except (ValueError, OverflowError):
-        return now
-    return seconds if EARLIEST_TIME <= seconds <= now else now
-
-
-def _url(value: object) -> str | None:
-    """An https address; anything else is dropped."""
-    with suppress(TypeError, ValueError):
-        if urlsplit(url := _text(value)).scheme == "https":
-            return url
-    return None
 
 
 def _differ(one: str | None, other: str | None) -> bool:
@@ -172,11 +157,11 @@ def conclude(
     if refusal:
         after = current._replace(end="refused", ended_at=now, error=str(refusal))
     else:
-        url = _url(said.get("html_url")) or current.run_url
+        named = checked(said, RUN)
+        url = named.get("html_url", current.run_url)
         after = current._replace(taken_at=now, heard_at=current.heard_at or now, run_url=url)
-        with suppress(ValueError):  # an answer that names no run
-            run = current.run or _run(said.get("id"), said.get("run_attempt", 1))
-            after = after._replace(run_id=run.id, run_attempt=run.attempt)
+        if "id" in named and not current.run:
+            after = after._replace(run_id=named["id"], run_attempt=named.get("run_attempt", "1"))
     transaction.save([(current, after)])
     return after.end == "refused"
 
@@ -203,7 +188,7 @@ def _ask(writer: Writer, attempt: Attempt) -> None:
         return  # the token is for another repository
     try:
         if attempt.run:
-            run = get_run(settings, attempt.run.id)
+            run = ask(settings, f"run {attempt.run.id}", f"runs/{attempt.run.id}")
         else:
             pipeline = writer.run(lambda transaction: transaction.pipeline_of(attempt))
             run = find_run(settings, workflow_of(pipeline, settings), job_id, attempt.opened_at)

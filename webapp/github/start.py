@@ -47,11 +47,7 @@ def act(writer: Writer, verb: str, job_id: str) -> None:
         current = transaction.current(job_id)
         if current is None:
             raise NotFound
-        return change(
-            transaction,
-            current,
-            _condition(transaction, current),
-        )
+        return change(transaction, current, _condition(transaction, current))
 
     due = writer.run(changed)
     logs.event(event, job=job_id, **({"attempt": due.number} if due else {}))

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, g, has_request_context, jsonify, render_template, request
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
 from webapp import logs
@@ -24,7 +25,6 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
 )
-Wsgi = Callable[[dict[str, Any], Any], Any]
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +35,15 @@ class JobId(BaseConverter):
     regex = JOB_ID.pattern
 
 
-def without_port(app: Wsgi) -> Wsgi:
-    """An app to which a client is its address alone, where a proxy tells its port, too."""
+def _adapted(app: Any, path: str) -> Any:
+    """An app below the path of PUBLIC_URL, whether the proxy strips that path or passes it on.
+
+    To it a client is its address alone, where a proxy tells its port, too.
+    """
 
     def call(environ: dict[str, Any], start_response: Any) -> Any:
         if with_port := WITH_PORT.fullmatch(environ.get("REMOTE_ADDR", "")):
             environ["REMOTE_ADDR"] = with_port[1] or with_port[2]
-        return app(environ, start_response)
-
-    return call
-
-
-def below(app: Wsgi, path: str) -> Wsgi:
-    """An app below the path of PUBLIC_URL, whether the proxy strips that path or passes it on."""
-
-    def call(environ: dict[str, Any], start_response: Any) -> Any:
         asked = environ["PATH_INFO"]
         if asked == path or asked.startswith(f"{path}/"):
             environ["PATH_INFO"] = asked[len(path) :] or "/"
@@ -60,9 +54,11 @@ def below(app: Wsgi, path: str) -> Wsgi:
 
 
 def set_up(app: Flask, settings: Settings) -> None:
-    """Headers, errors, the log's lines and `/healthz` for an app."""
-    embedders = " ".join(settings.embed_origins) or "'none'"
+    """Proxies, headers, errors, the log's lines and `/healthz` for an app."""
+    embedders, proxies = " ".join(settings.embed_origins) or "'none'", settings.trusted_proxies
     url = urlsplit(settings.public_url)
+    inner = _adapted(app.wsgi_app, url.path)  # set as Flask documents it, which mypy takes for a method
+    app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     is_alone = url.scheme == "https" and not url.path  # below a path, the host is not ours to bind to https
 
     @app.before_request
@@ -89,7 +85,7 @@ def set_up(app: Flask, settings: Settings) -> None:
     logs.whence = lambda: {"address": request.remote_addr} if has_request_context() else {}
     logs.request_id = lambda: g.get("request_id", "") if has_request_context() else ""
     app.register_error_handler(HTTPException, say)
-    app.register_error_handler(BadField, bad_request)
+    app.register_error_handler(BadField, lambda error: say(BadRequest(str(error))))
     app.register_error_handler(SQLAlchemyError, unavailable)
     app.register_error_handler(MemoryError, unavailable)
     app.add_url_rule("/healthz", view_func=healthz)
@@ -125,11 +121,6 @@ def say(error: HTTPException) -> Response:
     if error.description != type(error).description:  # our own words, not HTTP's
         note(cause=error.description)
     return response
-
-
-def bad_request(error: ValueError) -> Response:
-    """A body, a field or a parameter that breaks its rule; the message names it."""
-    return say(BadRequest(str(error)))
 
 
 def unavailable(error: SQLAlchemyError | MemoryError) -> Response:

@@ -37,17 +37,15 @@ bp.before_request(guard.require_session)
 def listing(problems: Mapping[str, str] | None = None) -> str:
     """The jobs, newest first, and the form that starts one; `problems` are told beside their fields."""
     ours, connection = parts(), db.session.connection()
-    asked = {name: request.args.get(name, "") for name in ("status", "condition", "pipeline", "q", "before")}
+    choices = {"status": STATUSES, "condition": CONDITIONS, "pipeline": sorted(ours.settings.pipelines)}
+    asked = {name: request.args.get(name, "") for name in (*choices, "q", "before")}
     problems, known = dict(problems or {}), jobs.Wanted(ours.views.clock(connection))
     if asked["q"] and not JOB_ID.fullmatch(asked["q"]):
         problems["q"], asked["q"] = f"An id: {ID_RULE}", ""
-    wanted = replace(
-        known,
-        begins=asked["q"],
-        pipeline=asked["pipeline"],
-        status=asked["status"] if asked["status"] in STATUSES else None,
-        condition=asked["condition"] if asked["condition"] in CONDITIONS else None,
-    )
+    for name in ("status", "condition"):
+        asked[name] = asked[name] if asked[name] in choices[name] else ""
+    chosen: dict[str, Any] = {name: asked[name] for name in choices}
+    wanted = replace(known, begins=asked["q"], **chosen)
     rows, before = jobs.newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
     counted = {name: replace(known, condition=name) for name in UNFINISHED}
     counted |= {name: replace(known, status=name) for name in ("failed", "running")}
@@ -63,10 +61,8 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         asked=asked,
         problems=problems,
         settings=ours.settings,
-        pipelines=sorted(ours.settings.pipelines),
         built_in=BUILT_IN,
-        statuses=STATUSES,
-        conditions=CONDITIONS,
+        choices=choices,
         refusals=refusals.lately(),
     )
 

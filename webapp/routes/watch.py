@@ -10,9 +10,9 @@ from webapp.storage.tables import db
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 
 
-def shared(opened: tuple[str, int] | None, number: int | None = None) -> View:
-    """What the job of an opened link looks like now; a wrong or revoked token is a 404 like any other."""
-    job_id, link = opened or abort(404)
+def shared(token: str, number: int | None = None, kind: str = "progress") -> View:
+    """What the token's job looks like now; a wrong or revoked token is a 404 like any other."""
+    job_id, link = parts().links.read(token, kind) or abort(404)
     with db.engine.connect() as connection:
         view = parts().views.find(connection, job_id, number)
     return view if view and view.link == link else abort(404)
@@ -22,7 +22,7 @@ def shared(opened: tuple[str, int] | None, number: int | None = None) -> View:
 def page(token: str) -> Response | str:
     """The page, of `?attempt=N` where that is asked for; as JSON for a client that prefers it."""
     number = request.args.get("attempt", 0, type=int) if "attempt" in request.args else None
-    view = shared(parts().links.read_page(token), number)
+    view = shared(token, number)
     if request.accept_mimetypes.best_match(["text/html", "application/json"]) == "application/json":
         return jsonify(view.as_json())
     return render_template("page.html", view=view, token=token)
@@ -31,14 +31,14 @@ def page(token: str) -> Response | str:
 @bp.get("/badge.svg")
 def badge(token: str) -> Response:
     """The state as a picture for a README or a wiki, by a token that opens nothing else."""
-    view = shared(parts().links.read_badge(token))
+    view = shared(token, kind="badge")
     return Response(render_template("badge.svg", view=view), mimetype="image/svg+xml")
 
 
 @bp.get("/steps")
 def steps(token: str) -> Response:
     """The fragment, or 204 while the version that the page shows is still current."""
-    view = shared(parts().links.read_page(token))
+    view = shared(token)
     response = Response(status=204)
     if request.args.get("after") != view.version:
         response = Response(render_template("_steps.html", view=view))
@@ -51,4 +51,4 @@ def steps(token: str) -> Response:
 @bp.get("/events")
 def events(token: str) -> Response:
     """The fragment at once and at every change, until the job is over."""
-    return event_stream(parts().hub.events(shared(parts().links.read_page(token))))
+    return event_stream(parts().hub.events(shared(token)))
