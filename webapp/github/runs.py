@@ -148,11 +148,11 @@ def _bound(current: Attempt, word: Word) -> Attempt:
 
 
 def conclude(
-    transaction: Transaction, job_id: str, number: int, said: Mapping[str, Any], refusal: Refused | None
+    transaction: Transaction, attempt: Attempt, said: Mapping[str, Any], refusal: Refused | None
 ) -> bool:
     """Store a dispatch's outcome; whether the attempt failed by it: not one that was heard of meanwhile."""
-    current, now = transaction.current(job_id), time()
-    if current is None or current.number != number or (refusal and (current.heard_at or current.end)):
+    current, now = transaction.current(attempt.job_id), time()
+    if not current or current.number != attempt.number or (refusal and (current.heard_at or current.end)):
         return False
     if refusal:
         after = current._replace(end="refused", ended_at=now, error=str(refusal))
@@ -207,4 +207,4 @@ def _ask(writer: Writer, attempt: Attempt) -> None:
         gone = Refused(
             "Milepost was interrupted before GitHub took the dispatch, and no run was found: retry"
         )
-        writer.run(lambda transaction: conclude(transaction, job_id, attempt.number, {}, gone))
+        writer.run(lambda transaction: conclude(transaction, attempt, {}, gone))

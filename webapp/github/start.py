@@ -1,7 +1,6 @@
 """The operator's verbs: start (once, however often it is asked for), retry, close, delete and revoke."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import time
 from typing import Any
 
@@ -17,17 +16,7 @@ from webapp.storage.jobs import attempts_of, clock_now
 from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
 
-
-@dataclass(frozen=True)
-class Due:
-    """A dispatch that has to be made; `since` is when one of unknown outcome may have been made."""
-
-    job_id: str
-    number: int
-    workflow: str
-    inputs: dict[str, str]
-    since: float | None
-    known_runs: set[str]
+Due = tuple[Attempt, Callable[[], dict[str, Any]]]  # an attempt, and what asks GitHub for its run
 
 
 def start(writer: Writer, asked: Start) -> bool:
@@ -50,7 +39,7 @@ def act(writer: Writer, verb: str, job_id: str) -> None:
         return change(transaction, current, _condition(transaction, current))
 
     due = writer.run(changed)
-    logs.event(event, job=job_id, **({"attempt": due.number} if due else {}))
+    logs.event(event, job=job_id, **({"attempt": due[0].number} if due else {}))
     if due:
         _dispatch(writer, due)
 
@@ -67,7 +56,7 @@ def _retry(transaction: Transaction, current: Attempt, condition: str) -> Due:
     after = Attempt(job_id, current.number + 1, now, current.pipeline, subject=current.subject)
     after = after._replace(repository=settings.dispatch_repository, asked_at=now)
     due = _due(transaction, after, current.opened_at if current.end == "refused" else None)
-    if agent_id := due.inputs.get("agent_id"):
+    if agent_id := transaction.job(job_id).agent_id:
         _only_one(transaction, job_id, agent_id)
     transaction.save([(after, after)])
     return due
@@ -128,22 +117,23 @@ def _resume(transaction: Transaction, current: Attempt, now: float) -> Due | Non
 
 
 def _due(transaction: Transaction, attempt: Attempt, since: float | None) -> Due:
-    """What has to be dispatched for an attempt. Raises Conflict where that cannot be."""
+    """What has to be dispatched; it may have been done `since` then. Raises Conflict where it cannot be."""
     settings, job = transaction.settings, transaction.job(attempt.job_id)
     pipeline = transaction.pipeline_of(attempt)
     if not settings.can_dispatch:
         raise Conflict("set DISPATCH_TOKEN and DISPATCH_REPOSITORY, or ask with dispatch: false")
     if job.agent_id is None and "agent_id" in pipeline.inputs:
         raise Conflict(f"callbacks registered the job {job.job_id}: nobody said which agent it is for")
-    inputs = {
-        "job_id": job.job_id,
-        "agent_id": job.agent_id or "",
-        "region": job.region or "",
-        "callback_url": settings.callback_url,
-    }
-    inputs = {name: inputs[name] for name in pipeline.inputs}
+    inputs = {"job_id": job.job_id, "agent_id": job.agent_id or "", "region": job.region or ""}
+    inputs["callback_url"] = settings.callback_url
     known = {each.run_id for each in attempts_of(transaction.connection, job.job_id) if each.run_id}
-    return Due(job.job_id, attempt.number, workflow_of(pipeline, settings), inputs, since, known)
+    workflow = workflow_of(pipeline, settings)
+
+    def ask() -> dict[str, Any]:
+        found = find_run(settings, workflow, job.job_id, since, known) if since else {}
+        return found or dispatch(settings, workflow, {name: inputs[name] for name in pipeline.inputs})
+
+    return attempt, ask
 
 
 def _only_one(transaction: Transaction, job_id: str, agent_id: str) -> None:
@@ -155,18 +145,17 @@ def _only_one(transaction: Transaction, job_id: str, agent_id: str) -> None:
 
 def _dispatch(writer: Writer, due: Due) -> None:
     """Ask GitHub, outside of any transaction, and store what it said. Raises Refused."""
+    attempt, ask = due
     run: dict[str, Any] = {}
     refusal: Refused | None = None
     try:
-        if due.since:
-            run = find_run(writer.settings, due.workflow, due.job_id, due.since, due.known_runs)
-        run = run or dispatch(writer.settings, due.workflow, due.inputs)
+        run = ask()
     except Refused as refused:
         refusal = refused
     except Exception as error:  # every outcome is concluded, or the job would wait for ever
         logs.log.exception("dispatch failed")
         refusal = Refused(f"Milepost itself failed to ask GitHub ({type(error).__name__}); its log says why")
-    is_refused = writer.run(lambda transaction: conclude(transaction, due.job_id, due.number, run, refusal))
+    is_refused = writer.run(lambda transaction: conclude(transaction, attempt, run, refusal))
     if refusal and is_refused:
-        logs.event("dispatch refused", job=due.job_id, cause=str(refusal))
+        logs.event("dispatch refused", job=attempt.job_id, cause=str(refusal))
         raise refusal

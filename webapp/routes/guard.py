@@ -120,10 +120,7 @@ def form(problem: str = "", is_refused: bool = False) -> Response:
     secret, key = _secret() or secrets.token_urlsafe(32), request.values.get("key", "")
     if key and (is_refused or not parts().links.read_key(key)):
         key, problem = "", problem or NO_LINK
-    asked = request.values.get("next", "")
-    response = make_response(
-        render_template("sign_in.html", key=key, problem=problem, next=asked, secret=secret)
-    )
+    response = make_response(render_template("sign_in.html", key=key, problem=problem, secret=secret))
     if not _secret():
         _set_cookie(response, secret)
     return response

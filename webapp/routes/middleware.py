@@ -1,6 +1,5 @@
 """What every answer has: headers that protect, errors without internals, the log's line; and `/healthz`."""
 
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -25,8 +24,6 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
 )
-
-log = logging.getLogger(__name__)
 
 
 class JobId(BaseConverter):
@@ -126,7 +123,7 @@ def say(error: HTTPException) -> Response:
 def unavailable(error: SQLAlchemyError | MemoryError) -> Response:
     """The database cannot answer now, or there is no memory; the client may try again."""
     what = "memory" if isinstance(error, MemoryError) else "the database"
-    log.error("%s is not available: %s", what, reason(error))
+    logs.log.error("%s is not available: %s", what, reason(error))
     return say(ServiceUnavailable(f"{what} is not available now", retry_after=5))
 
 
