@@ -5,7 +5,7 @@ import hashlib
 import mimetypes
 from importlib.resources import files
 
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, abort, g, request
 
 from webapp.config import ROOT
 
@@ -25,14 +25,9 @@ def set_up(app: Flask, below: str) -> None:
     served = {addresses[name]: (content, gzip.compress(content)) for name, content in contents.items()}
 
     def static(name: str) -> Response:
-        plain, gzipped = served.get(name) or abort(404)
-        response = Response(plain, mimetype=mimetypes.guess_type(name)[0])
-        if request.accept_encodings["gzip"]:
-            response.data = gzipped
-            response.headers["Content-Encoding"] = "gzip"
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        response.vary.add("Accept-Encoding")
-        return response
+        content, g.gzipped = served.get(name) or abort(404)
+        headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(content, mimetype=mimetypes.guess_type(name)[0], headers=headers)
 
     app.add_url_rule("/static/<name>", view_func=static)
     app.after_request(compress)
@@ -46,16 +41,16 @@ def _fingerprinted(name: str, content: bytes) -> str:
 
 
 def compress(response: Response) -> Response:
-    """A page or picture in gzip, for a client that takes it; never a stream, never the operator's pages.
+    """A page, picture or asset in gzip, for a client that takes it; never a stream or an operator's page.
 
-    Those say back what was asked for beside a secret (csrf), which its compressed length would betray:
+    Such a page says back what was asked for beside a secret (csrf), which its compressed length would betray:
     https://www.breachattack.com/
     """
-    is_secret = request.blueprint in ("operator", "sign_in")
-    if is_secret or response.mimetype not in COMPRESSIBLE or "Content-Encoding" in response.headers:
+    is_secret, gzipped = request.blueprint in ("operator", "sign_in"), g.get("gzipped")
+    if is_secret or not (gzipped or response.mimetype in COMPRESSIBLE):
         return response
     response.vary.add("Accept-Encoding")
     if not response.is_streamed and response.data and request.accept_encodings["gzip"]:
-        response.data = gzip.compress(response.data, 6, mtime=0)
+        response.data = gzipped or gzip.compress(response.data, 6, mtime=0)
         response.headers["Content-Encoding"] = "gzip"
     return response
