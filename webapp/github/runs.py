@@ -77,16 +77,20 @@ def _read_delivery(writer: Writer, event: str, payload: Mapping[str, Any]) -> Wo
     return word and replace(word, repository=repository)
 
 
+def _read(said: Mapping[str, Any]) -> dict[str, Any]:
+    return checked({"run_attempt": 1, **said}, RUN)  # one without a number is the first; null is no number
+
+
 def _read_run(writer: Writer, run: Mapping[str, Any]) -> Word:
     """The word of a run as GitHub's API and its webhooks describe one. Raises UNREADABLE."""
-    said, now = checked(run, RUN), time()
+    said, now = _read(run), time()
     file, state = said.get("path", "").partition("@")[0], said["status"]
     workflows = {workflow_of(pipeline, writer.settings) for pipeline in writer.settings.pipelines.values()}
     is_ours = said.get("event") == "workflow_dispatch" and any(
         workflow.isdecimal() or file.endswith(f"/{workflow}") for workflow in workflows
     )
     word = Word(
-        Run(said["id"], said.get("run_attempt", "1")),
+        Run(said["id"], said["run_attempt"]),
         state,
         said.get("updated_at", now),
         now,
@@ -104,8 +108,8 @@ def _read_run(writer: Writer, run: Mapping[str, Any]) -> Word:
 
 def _read_job(job: Mapping[str, Any]) -> Word | None:
     """One job of a run tells that the run goes on or waits, by its arrival, but never that it ended."""
-    said, now = checked(job, RUN), time()
-    run, state = Run(said["run_id"], said.get("run_attempt", "1")), said["status"]
+    said, now = _read(job), time()
+    run, state = Run(said["run_id"], said["run_attempt"]), said["status"]
     return Word(run, state, now, now) if state == "in_progress" or state in WAITS_FOR else None
 
 
@@ -157,7 +161,7 @@ def conclude(
     if refusal:
         after = current._replace(end="refused", ended_at=now, error=str(refusal))
     else:
-        named = checked(said, RUN)
+        named = _read(said)
         url = named.get("html_url", current.run_url)
         after = current._replace(taken_at=now, heard_at=current.heard_at or now, run_url=url)
         if "id" in named and not current.run:
