@@ -101,7 +101,8 @@ def checked(fields: Mapping[str, Any], rules: Mapping[str, Rule]) -> dict[str, A
     return said
 
 
-def _matching(form: str, says: str) -> Rule:
+def matching(form: str, says: str) -> Rule:
+    """The rule of a text that has this form."""
     fits = re.compile(form).fullmatch
     return (lambda value: value if isinstance(value, str) and fits(value) else None), says
 
@@ -146,7 +147,7 @@ def _url(value: object) -> str | None:
     return value if urlsplit(value).scheme in ("http", "https") and urlsplit(value).hostname else None
 
 
-ID = _matching(JOB_ID.pattern, ID_RULE)  # safe in any shell, where it becomes an input of a workflow
+ID = matching(JOB_ID.pattern, ID_RULE)  # safe in any shell, where it becomes an input of a workflow
 FLAG: Rule = (lambda value: value if isinstance(value, bool) else None), "neither true nor false"
 WHOLE: Rule = _whole, "not a whole number of at most 20 digits 0-9"
 CALLBACK: dict[str, Rule] = {
@@ -162,7 +163,7 @@ CALLBACK: dict[str, Rule] = {
 OF_ATTEMPT: dict[str, Rule] = {  # kept in the attempt's fields of the same names
     "subject": _text(100, lambda text: _clean(text.replace("\n", " "))),
     "note": _text(200, lambda text: _clean(text.replace("\n", " "))),
-    "repository": _matching(_REPOSITORY, "not owner/name"),
+    "repository": matching(_REPOSITORY, "not owner/name"),
     "server_id": (_server_id, ""),
     "server_ip": (_address, ""),
     "tailscale_ip": (_address, ""),
