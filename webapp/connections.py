@@ -1,85 +1,72 @@
-"""The open connections of a worker, and who must leave when there are too many."""
+"""The open connections of a worker, and which must end when there are too many."""
 
 import resource
-from ipaddress import ip_network
+from collections import defaultdict
+from math import inf
 from time import monotonic
 
 import gevent
-from gevent import getcurrent
+from greenlet import greenlet
 
 MOST = 20_000  # connections of a worker, as far as the limit of open files allows
 UNFINISHED_PER_ORIGIN = 100  # requests of one address that have arrived in part; a proxy is one address, too
 
 
-class Connection:
-    """One client's connection, and the greenlet that serves it.
-
-    `idle_since` (monotonic seconds) before a request has begun; `origin` is its address or IPv6 network.
-    """
-
-    __slots__ = ("greenlet", "idle_since", "origin")
-
-    def __init__(self, address: str) -> None:
-        self.greenlet = getcurrent()
-        self.idle_since: float | None = monotonic()
-        self.origin = address if "." in address else str(ip_network((address, 64), strict=False))
-
-
 class Connections:
-    """The open connections of a worker, and who must leave when there are too many.
+    """The connections of a worker, each known by the greenlet that serves it.
 
-    A whole request is never refused: what waits longest for its client makes room.
+    A whole request is never refused: the connection that waits longest for its client makes room.
     """
 
     def __init__(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most = min(files - min(files // 4, 200), MOST)  # the database and the log have files, too
-        self.waiting: dict[Connection, None] = {}  # for their clients, the longest wait first
-        self.served: dict[Connection, None] = {}
-        self.unfinished: dict[str, dict[Connection, None]] = {}  # by origin, the oldest first
+        # Those that wait for their clients, the longest wait first: since when (monotonic seconds) no
+        # request has begun, inf where one has.
+        self.waiting: dict[greenlet, float] = {}
+        self.served: set[greenlet] = set()
+        # Those whose request has arrived in part, the oldest first, by origin.
+        self._unfinished: defaultdict[str, dict[greenlet, None]] = defaultdict(dict)
 
     @property
-    def is_crowded(self) -> bool:
+    def are_crowded(self) -> bool:
         """Whether another stream would take one of the connections that are kept for everything else."""
         return len(self.served) > self.most * 0.9
 
-    def add(self, connection: Connection) -> None:
-        """A connection that waits for a request, from now on."""
-        self.served.pop(connection, None)
-        self.waiting[connection] = None
+    def wait(self, this: greenlet) -> None:
+        """It waits for a request, from now on."""
+        self.served.discard(this)
+        self.waiting[this] = monotonic()
         if len(self.waiting) + len(self.served) > self.most:
             self.make_room()
 
     def make_room(self) -> None:
-        """Close the connection that has waited longest."""
-        for connection in self.waiting:
-            self._close(connection)
-            return
+        """End the one that has waited longest."""
+        if self.waiting:
+            self._end(next(iter(self.waiting)))
 
-    def is_arriving(self, connection: Connection) -> None:
-        """A request has arrived in part; of one origin's, the oldest is closed for a newer one."""
-        siblings = self.unfinished.setdefault(connection.origin, {})
-        siblings[connection] = None
-        if len(siblings) > min(UNFINISHED_PER_ORIGIN, self.most // 4):
-            self._close(next(iter(siblings)))
+    def arrive(self, this: greenlet, origin: str) -> None:
+        """Its request has arrived in part; of one origin's, the oldest is ended for a newer one."""
+        unfinished = self._unfinished[origin]
+        self.waiting[this], unfinished[this] = inf, None
+        if len(unfinished) > min(UNFINISHED_PER_ORIGIN, self.most // 4):
+            oldest = next(iter(unfinished))
+            del unfinished[oldest]
+            self._end(oldest)
 
-    def is_whole(self, connection: Connection) -> None:
+    def serve(self, this: greenlet, origin: str) -> None:
         """Its request has arrived."""
-        self._forget(connection)
-        self.served[connection] = None
+        self.remove(this, origin)
+        self.served.add(this)
 
-    def remove(self, connection: Connection) -> None:
-        """It is closed."""
-        self._forget(connection)
-        self.served.pop(connection, None)
+    def remove(self, this: greenlet, origin: str) -> None:
+        """It has ended."""
+        self.served.discard(this)
+        self.waiting.pop(this, None)
+        self._unfinished[origin].pop(this, None)
+        if not self._unfinished[origin]:
+            del self._unfinished[origin]
 
-    def _close(self, connection: Connection) -> None:
-        self._forget(connection)
-        gevent.kill(connection.greenlet)
-
-    def _forget(self, connection: Connection) -> None:
-        self.waiting.pop(connection, None)
-        if siblings := self.unfinished.get(connection.origin):
-            siblings.pop(connection, None)
-            if not siblings:
-                del self.unfinished[connection.origin]
+    def _end(self, this: greenlet) -> None:
+        self.waiting.pop(this, None)  # it ends a little later
+        gevent.kill(this)

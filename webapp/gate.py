@@ -3,54 +3,40 @@
 The machine's door and `/healthz` do not pass here.
 """
 
-from collections import deque
+from contextlib import nullcontext
+from typing import Any
 
 import gevent
-from gevent.event import Event
+from gevent.lock import BoundedSemaphore
+from werkzeug.exceptions import ServiceUnavailable
+
+from webapp.config import CALLBACK_PATH
+from webapp.connections import Connections
 
 INSIDE = 8  # at once: fewer than the database has connections
-A_TURN = 4  # in one turn of the event loop: gevent runs 50 ready greenlets before it looks at the sockets
-SHORTEST_SLEEP = 1e-6  # seconds, after which the event loop has looked at everything else
+OTHERS = 6  # of these what is no stream: some of it may wait for GitHub
+A_TURN = 1e-6  # seconds; gevent runs 50 ready greenlets before it looks at the sockets, but a timer after it
 
 
 class Gate:
-    """Requests wait here in line, streams before all others: a page whose stream has come polls no more."""
+    """WSGI: requests wait here in line.
 
-    def __init__(self) -> None:
-        self._inside, self._left = 0, A_TURN
-        self._streams: deque[Event] = deque()
-        self._others: deque[Event] = deque()
-        self._turning: gevent.Greenlet[[], None] | None = None
+    Streams in one line, all others in another that enters the first a few at a time, so that a stream is
+    hardly ever behind them: a page whose stream has come polls no more.
+    """
 
-    def enter(self, is_stream: bool) -> None:
-        """Wait for a turn; `leave` after it."""
-        if not self._turning:
-            self._turning = gevent.spawn(self._turn)
-        if self._left and self._inside < INSIDE:
-            self._left -= 1
-            self._inside += 1
-            return
-        line, turn = self._streams if is_stream else self._others, Event()
-        line.append(turn)
-        try:
-            turn.wait()
-        except BaseException:  # its connection was closed meanwhile
-            if turn.is_set():
-                self.leave()
-            else:
-                line.remove(turn)
-            raise
+    def __init__(self, app: Any, connections: Connections) -> None:
+        self._app, self._connections = app, connections
+        self._inside, self._others = BoundedSemaphore(INSIDE), BoundedSemaphore(OTHERS)
 
-    def leave(self) -> None:
-        """Make way for the next."""
-        self._inside -= 1
-
-    def _turn(self) -> None:
-        """A greenlet, while there is a line: let the next ones in at each turn of the event loop."""
-        while self._left < A_TURN or self._streams or self._others:
-            gevent.sleep(SHORTEST_SLEEP if self._inside < INSIDE else 0.002)
-            self._left = A_TURN
-            while self._left and self._inside < INSIDE and (line := self._streams or self._others):
-                line.popleft().set()
-                self._left -= 1
-                self._inside += 1
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Wait for a turn, and a turn of the event loop, in which it looks at everything else."""
+        path = environ["PATH_INFO"]
+        if path.endswith(("/healthz", CALLBACK_PATH)):
+            return self._app(environ, start_response)
+        is_stream = path.endswith("/events")
+        if is_stream and self._connections.are_crowded:
+            return ServiceUnavailable("too many streams are open")(environ, start_response)
+        with nullcontext() if is_stream else self._others, self._inside:
+            gevent.sleep(A_TURN)
+            return self._app(environ, start_response)  # what it sends, and a stream, goes on outside

@@ -4,7 +4,6 @@ gunicorn's own loop waits for a body for ever, serves a pipelining client withou
 only when the last idle connection and the last stream have timed out.
 """
 
-import errno
 import socket
 import sys
 from collections.abc import Callable
@@ -15,19 +14,20 @@ from time import monotonic
 from typing import Any
 
 import gevent
+from gevent import getcurrent
 from gevent.server import StreamServer
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn.http.wsgi import create
 from gunicorn.util import write_error
 from gunicorn.workers.ggevent import GeventWorker
-from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, ServiceUnavailable
+from werkzeug.exceptions import RequestEntityTooLarge, ServiceUnavailable
 
 from webapp import logs
 from webapp.config import CALLBACK_PATH, LARGEST_BODY, LARGEST_DELIVERY
-from webapp.connections import Connection, Connections
+from webapp.connections import Connections
 from webapp.gate import Gate
+from webapp.routes.guard import network_of
 
 IDLE_FOR = 10.0  # seconds that a silent connection is kept
 ARRIVES_WITHIN = 25.0  # seconds for a whole request, head and body; the contract: within 30
@@ -42,13 +42,13 @@ DRAINED, DRAINED_WITHIN = 2**20, 1.0  # bytes, seconds
 class Reader(SocketUnreader):  # type: ignore[misc]
     """Reads a connection until a deadline, which each request sets anew; raises TimeoutError."""
 
-    def __init__(self, client: Any, is_arriving: Callable[[], None]) -> None:
+    def __init__(self, client: Any, arrive: Callable[[], None]) -> None:
         super().__init__(client)
-        self.deadline, self._is_arriving = 0.0, is_arriving
+        self.deadline, self._arrive = 0.0, arrive
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         """What comes next of a request that has begun, b"" at the end of the connection."""
-        self._is_arriving()
+        self._arrive()
         return self._receive(size_hint)
 
     def _receive(self, size_hint: int | None = None) -> bytes:
@@ -71,43 +71,38 @@ class Reader(SocketUnreader):  # type: ignore[misc]
             drained += len(part)
 
 
-class Refused:
-    """In place of a body: the route that reads it answers with this error."""
+class TooLarge:
+    """In place of a body: the route that reads it answers 413."""
 
-    def __init__(self, error: HTTPException) -> None:
-        self.error = error
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
 
     def read(self, size: int = -1) -> bytes:
-        """Raises the error."""
-        raise self.error
+        """Raises RequestEntityTooLarge."""
+        raise RequestEntityTooLarge(f"the body is larger than {self.largest} bytes")
 
 
 class Server(StreamServer):
-    """Accepts connections; when files run out, it makes room and tries again, with one line in the log."""
+    """Accepts connections; when files run out, it makes room, with one line in the log, and tries again."""
 
+    max_accept = 50  # in a turn: more than the gate lets in, or callbacks would wait in the backlog
+    max_delay = 0.1  # seconds until gevent tries again
     warned_at = -60.0
 
     def __init__(self, listener: Any, worker: "Worker") -> None:
         super().__init__(listener, partial(worker.handle, listener.getsockname()))
         self.connections = worker.connections
-        # More than the gate lets in, or callbacks would wait in the backlog; not all: the others share.
-        self.max_accept = 50 if worker.cfg.workers > 1 else self.max_accept
 
     def do_read(self) -> Any:
         """A new connection, or None."""
         try:
             return super().do_read()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
             if monotonic() > self.warned_at + 60:
                 logs.write("error", "no connection can be accepted", {"cause": error.strerror})
             self.warned_at = monotonic()
             self.connections.make_room()
-            itself: Any = self
-            itself.stop_accepting()
-            gevent.spawn_later(0.1, itself._start_accepting_if_started)
-            return None
+            raise gevent.GreenletExit from error  # which gevent does not print
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
@@ -116,7 +111,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Accept connections until SIGTERM, then answer what has begun."""
         sys.stderr, self.connections = logs.Stderr(), Connections()
-        self.gate = Gate()
+        self.wsgi.wsgi_app = Gate(self.wsgi.wsgi_app, self.connections)
         servers: list[Any] = [Server(listener, self) for listener in self.sockets]
         for server in servers:
             server.start()
@@ -134,29 +129,28 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Answer what has begun; streams and idle connections end at once, what takes too long is a 503."""
         self.wsgi.extensions["milepost"].hub.end()
         end, ours = monotonic() + STOPS_WITHIN, self.connections
-        while (ours.waiting or ours.served) and (now := monotonic()) < end:
+        while (ours.waiting or ours.served) and monotonic() < end:
             gevent.sleep(0.02)
-            idle = [c.greenlet for c in ours.waiting if now - (c.idle_since or now) > STILL_COMES_WITHIN]
+            late = monotonic() - STILL_COMES_WITHIN
+            idle: list[Any] = [each for each, since in ours.waiting.items() if since < late]
             gevent.killall(idle, block=False)
-        served = [connection.greenlet for connection in ours.served]
+        served: list[Any] = [*ours.served]
         gevent.killall(served, ServiceUnavailable("the server restarts"), timeout=CUT_WITHIN)
 
     def handle(self, listener: Any, client: Any, address: Any) -> None:
         """Serve a connection's requests, one after the other."""
-        connection = Connection(address[0])
+        this, origin, connections = getcurrent(), network_of(address[0]), self.connections
         parser = RequestParser(self.cfg, client, address)
-        parser.unreader = reader = Reader(client, partial(self.connections.is_arriving, connection))
+        parser.unreader = reader = Reader(client, partial(connections.arrive, this, origin))
         try:
-            self.connections.add(connection)
+            connections.wait(this)
             while reader.begin():
-                connection.idle_since = None
                 request = next(parser)
                 self._read_body(request, client)
-                self.connections.is_whole(connection)
+                connections.serve(this, origin)
                 client.settimeout(SENT_WITHIN)
-                self._answer(request, client, address, listener)
-                connection.idle_since = monotonic()
-                self.connections.add(connection)
+                self.handle_request(listener, request, client, address)
+                connections.wait(this)
                 gevent.sleep(0)  # a client that pipelines never waits: everybody else has a turn
         except StopIteration:
             if parser.mesg and parser.mesg.must_close:
@@ -170,73 +164,25 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except Exception as error:  # a malformed request; its own words may hold a link's token
             self.handle_error(None, client, address, error)
         finally:
-            self.connections.remove(connection)
+            connections.remove(this, origin)
             client.close()
 
-    def _answer(self, request: Any, client: Any, address: Any, listener: Any) -> None:
-        """Have the app answer; raises StopIteration where the connection is to be closed after it."""
-        path = request.path
-        is_free, is_stream = path.endswith(("/healthz", CALLBACK_PATH)), path.endswith("/events")
-        if is_stream and self.connections.is_crowded:
-            write_error(client, 503, "Service Unavailable", "too many streams are open")
-            raise StopIteration
-        if not is_free:
-            self.gate.enter(is_stream)
-        is_inside = not is_free
-        try:
-            response, environ = create(request, client, address, listener, self.cfg)
-            environ["wsgi.multithread"] = True
-            if not self.alive:
-                response.force_close()
-            parts = self.wsgi(environ, response.start_response)
-            try:
-                for part in parts:
-                    response.write(part)
-                    if is_inside:  # a stream that has begun makes way
-                        is_inside = False
-                        self.gate.leave()
-                response.close()
-            except Exception as error:
-                if isinstance(error, OSError) or not response.headers_sent:
-                    raise
-                logs.log.error("exception", exc_info=True)
-                raise ConnectionAbortedError from error  # half of an answer cannot become another one
-            finally:
-                if hasattr(parts, "close"):
-                    parts.close()
-        finally:
-            if is_inside:
-                self.gate.leave()
-        if response.should_close():
-            raise StopIteration
-
     def _read_body(self, request: Any, client: Any) -> None:
-        """Replace the request's body by its bytes, or by the reason why they cannot be had."""
-        body, largest = request.body, self._largest(request)
-        length = getattr(body.reader, "length", None)  # None for a chunked one
-        error: HTTPException = RequestEntityTooLarge(f"the body is larger than {largest} bytes")
-        if largest and (length or 0) <= largest:
+        """Have the whole body at hand before routing, within its bound."""
+        largest = LARGEST_BODY
+        if request.path.endswith(CALLBACK_PATH) and "X-GITHUB-EVENT" in dict(request.headers):
+            has_keys = self.wsgi.extensions["milepost"].settings.webhook_keys
+            largest = LARGEST_DELIVERY if has_keys else -1  # which is not read at all
+        length = getattr(request.body.reader, "length", None) or 0  # None for a chunked one
+        is_taken, body = length <= largest, b""
+        if is_taken:
             if request._expected_100_continue:
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            try:
-                data = body.read(largest + 1)
-            except MemoryError:  # which is no fault of the sender's
-                raise
-            except Exception:  # broken off, badly chunked, or too slow
-                data, error = b"", BadRequest("the body did not arrive whole")
-            else:
-                if length is not None and len(data) < length:
-                    error = BadRequest("the body did not arrive whole")
-                elif len(data) <= largest:
-                    request.body = BytesIO(data)
+            body = request.body.read(largest + 1)
+            if len(body) < length:
+                raise NoMoreData
+            is_taken = len(body) <= largest
         request._expected_100_continue = False  # or gunicorn would say it later
-        if request.body is body:
-            request.body = Refused(error)
+        request.body = BytesIO(body) if is_taken else TooLarge(largest)
+        if not is_taken:
             request.force_close()
-
-    def _largest(self, request: Any) -> int:
-        """The longest body in bytes that this request may have; 0 where it is not read at all."""
-        is_delivery = any(name == "X-GITHUB-EVENT" for name, _ in request.headers)
-        if not is_delivery or not request.path.endswith(CALLBACK_PATH):
-            return LARGEST_BODY
-        return LARGEST_DELIVERY if self.wsgi.extensions["milepost"].settings.webhook_keys else 0

@@ -93,7 +93,7 @@ def _count_wrong() -> None:
     The right token is never counted and always enters, because many may share a proxy's address. What
     protects it is its length.
     """
-    address, now = _network_of(request.remote_addr or ""), monotonic()
+    address, now = network_of(request.remote_addr or ""), monotonic()
     times = _wrong.setdefault(address, deque(maxlen=MOST_TRIES))
     _wrong.move_to_end(address)
     if len(_wrong) > MOST_ADDRESSES:
@@ -103,7 +103,7 @@ def _count_wrong() -> None:
     times.append(now)
 
 
-def _network_of(address: str) -> str:
+def network_of(address: str) -> str:
     """An IPv4 address itself; of an IPv6 address its /64, which one client has as a whole."""
     try:
         ip = ip_address(address)
