@@ -8,6 +8,8 @@ import select
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -18,7 +20,7 @@ import pytest
 import requests
 
 from tests.support.load import Client, request
-from tests.support.server import CALLBACKS, ROOT, Serve, Server, sign, wait_until
+from tests.support.server import CALLBACKS, ROOT, Serve, Server, free_port, sign, wait_until
 from webapp.worker import ARRIVES_WITHIN, DRAINED_WITHIN
 
 pytestmark = pytest.mark.one_database
@@ -215,6 +217,30 @@ def test_a_log_that_is_gone_or_full_from_the_start_is_survived(
     os.close(log)
     assert server.report(job_id, "provisioning") is False
     server.stop()
+
+
+def test_a_closed_stderr_is_survived_at_the_start(tmp_path: Path, job_id: str) -> None:
+    for part in ("webapp", "templates", "static", ".github/actions"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    shutil.copy(ROOT / "wsgi.py", tmp_path)
+    port, key = free_port(), "the callback key of this test"
+    environ = {"PATH": os.environ["PATH"], "PORT": str(port), "GITHUB_CALLBACK_SECRET": key}
+    command = ["sh", "-c", 'exec "$0" -m webapp 2>&-', sys.executable]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.DEVNULL)
+    try:
+        url, body = f"http://127.0.0.1:{port}", f'{{"job_id": "{job_id}", "status": "provisioning"}}'.encode()
+
+        def is_taken() -> bool:
+            with suppress(requests.ConnectionError):
+                headers = {"X-Signature": sign(body, key)}
+                return requests.post(url + CALLBACKS, data=body, headers=headers, timeout=30).ok
+            return False
+
+        wait_until(is_taken, within=60)
+        assert requests.get(f"{url}/nothing", timeout=30).status_code == 404  # which would be a line
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_a_log_reader_that_stalls_holds_up_nobody_and_hears_of_the_gap(serve: Serve) -> None:

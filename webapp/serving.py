@@ -19,9 +19,6 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 
-if sys.stderr is None:  # closed: the next file that is opened would get the log's lines
-    sys.stderr = os.fdopen(os.dup2(os.open(os.devnull, os.O_WRONLY), 2), "w")
-
 
 def _ask() -> Any:
     """The settings that the master needs, from a process that ends; a bad one stops the start."""
@@ -29,10 +26,9 @@ def _ask() -> Any:
     reading, writing = os.pipe()
     if child := fork():
         close(writing)
-        with os.fdopen(reading) as answer:
-            said = answer.read()
         waitpid(child, 0)
-        return json.loads(said) if said else sys.exit(1)
+        with os.fdopen(reading) as answer:
+            return json.loads(answer.read() or sys.exit(1))
     try:
         from webapp.config import environment, load
 
@@ -50,21 +46,18 @@ def _forget() -> None:
         del sys.modules[name]
 
 
-class Lines(logging.Handler):
-    """gunicorn's own lines, in the form of all others."""
-
+class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it as `webapp.logs` does."""
         from webapp import logs
 
         logs.Handler().emit(record)
 
 
 class ServerLog(Logger):  # type: ignore[misc]
-    """gunicorn's logger, which writes as Milepost does."""
+    """gunicorn's own lines, in the form of all others."""
 
     def _set_handler(self, log: logging.Logger, *_: object) -> None:
-        log.handlers = [Lines()]
+        log.handlers = [_Lines()]
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
