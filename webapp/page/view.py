@@ -14,8 +14,7 @@ from webapp.rules import progress, silence
 from webapp.rules.attempt import Attempt, Step
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.report import LATEST_TIME
-from webapp.storage.jobs import attempts_of, clock_now, find, pipeline_of
-from webapp.storage.tables import attempt_from
+from webapp.storage.jobs import attempt_from, attempts_of, clock_now, find, pipeline_of
 
 # In place of what GitHub says of the operator's token and settings
 NOT_STARTED = "GitHub did not start the workflow. The operator's page says why."

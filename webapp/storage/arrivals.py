@@ -16,10 +16,6 @@ from webapp.storage.transaction import Transaction
 PROBE = Report(" probe", "provisioning", 0.0)  # no job can have this id
 
 
-class UnknownPipeline(BadField):
-    """A callback would register a job of a pipeline that this server does not have."""
-
-
 def receive(transaction: Transaction, reports: Sequence[Report]) -> list[tuple[bool, int]]:
     """Take callbacks in, in this order; of each, whether it is a duplicate, and its job's revoked links."""
     _find(transaction, reports)
@@ -50,13 +46,14 @@ def try_to_store(transaction: Transaction) -> None:
 def _find(transaction: Transaction, reports: Sequence[Report]) -> None:
     """Lock the reports' jobs; unknown ones are registered, but not those that were deleted lately."""
     first = {report.job_id: report for report in reversed(reports)}
-    missing = first.keys() - transaction.find(first).keys()
-    if missing:
-        missing -= transaction.deleted_lately(missing)
-    if missing:
-        transaction.register([_as_job(transaction, first[id]) for id in sorted(missing)])
-        missing -= transaction.find(missing).keys()  # registered by another process, meanwhile
-    for id in missing:
+    found = transaction.find(first)
+    missing = first.keys() - found.keys() - transaction.deleted
+    if not missing:
+        return
+    new = transaction.register([_as_job(transaction, first[id]) for id in sorted(missing)])
+    if new != missing:
+        transaction.find(missing - new)  # registered by another process, meanwhile
+    for id in new:
         report = first[id]
         transaction.known[id] = Attempt(id, 1, report.arrived_at, report.pipeline or BUILT_IN)
 
@@ -65,7 +62,7 @@ def _as_job(transaction: Transaction, report: Report) -> dict[str, Any]:
     pipeline = report.pipeline or BUILT_IN
     if pipeline not in transaction.settings.pipelines:
         known = ", ".join(sorted(transaction.settings.pipelines))
-        raise UnknownPipeline(f"pipeline: {pipeline} is not one of {known}")
+        raise BadField(f"pipeline: {pipeline} is not one of {known}")
     return {"job_id": report.job_id, "pipeline": pipeline, "created_at": report.arrived_at}
 
 

@@ -58,13 +58,8 @@ def engine_options(database_url: str) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         # BEGIN is ours, below, and so is the wait for a lock.
         return {"connect_args": {"timeout": 0, "check_same_thread": False, "isolation_level": None}}
-    return {
-        "pool_size": 10,
-        "max_overflow": 10,
-        "pool_timeout": 3,
-        "pool_pre_ping": True,
-        "connect_args": {"connect_timeout": CONNECTS_WITHIN, "tcp_user_timeout": 5_000},
-    }
+    pool = {"pool_size": 10, "max_overflow": 10, "pool_timeout": 3, "pool_pre_ping": True}
+    return pool | {"connect_args": {"connect_timeout": CONNECTS_WITHIN, "tcp_user_timeout": 5_000}}
 
 
 def prepare(engine: Engine) -> "SQLiteFiles | None":
@@ -80,16 +75,6 @@ def prepare(engine: Engine) -> "SQLiteFiles | None":
         return connection
 
     return None
-
-
-def unbounded(connection: Connection) -> Connection:
-    """The same connection, for statements of the terminal that may take long."""
-    if connection.dialect.name == "postgresql":
-        driver: Any = connection.connection.driver_connection
-        driver.bound = None
-        driver.execute("SET statement_timeout = 0; SET lock_timeout = 0")
-        driver.commit()
-    return connection
 
 
 class SQLiteFiles:

@@ -3,6 +3,7 @@
 import re
 from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any
@@ -16,7 +17,7 @@ from webapp.rules.attempt import Attempt
 from webapp.rules.pipeline import BUILT_IN, Pipeline, from_content, load
 from webapp.rules.report import JOB_ID, BadField
 from webapp.rules.silence import CONDITIONS, Clock, clock
-from webapp.storage.tables import attempt_from, attempts, callbacks, closures, definitions, departed, jobs
+from webapp.storage.tables import attempts, callbacks, closures, definitions, departed, jobs
 
 ROW_ID = re.compile("[0-9]{1,18}")
 UNFINISHED = ("queued", "provisioning")  # statuses
@@ -26,8 +27,8 @@ Page = tuple[list[Row[Any]], str | None]  # rows, and the mark of the next page,
 started_at: float | None = None  # when the server of this process started
 _usual: dict[str, tuple[float, progress.Usual | None]] = {}  # by pipeline, with the time of the reading
 _shut: tuple[float, list[tuple[float, float]]] = float("-inf"), []  # when the door was, the same
-_built_in = load(None)[BUILT_IN]
-known_pipelines: dict[str, Pipeline] = {}  # by hash; a definition never changes
+# By hash, None for that of the built-in one; a definition never changes.
+known_pipelines: dict[str | None, Pipeline] = {None: load(None)[BUILT_IN]}
 
 
 @dataclass(frozen=True)
@@ -63,30 +64,25 @@ class Wanted:
             yield or_(*found)
 
 
-class BadMark(BadField):
-    """A `before` that names no page."""
-
-    def __init__(self) -> None:
-        super().__init__("before: not the mark of a page")
-
-
 def pipeline_of(connection: Connection | None, hash: str | None) -> Pipeline:
     """The definition with this hash, from the process's memory where it is there; None: the built-in one."""
-    if hash is None:
-        return _built_in
-    known = known_pipelines.get(hash)
-    if known is None and connection is not None:
+    if hash not in known_pipelines:
+        if connection is None:
+            raise LookupError(hash)
         found = select(definitions.c.content).where(definitions.c.hash == hash)
-        known = known_pipelines[hash] = from_content(connection.execute(found).scalar_one())
-    if known is None:
-        raise LookupError(hash)
-    return known
+        known_pipelines[hash] = from_content(connection.execute(found).scalar_one())
+    return known_pipelines[hash]
 
 
 def current_attempts() -> Select[Any]:
     """Select each job's current attempt, and the job's own columns after it."""
     is_current = (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
     return select(*attempts.c, *jobs.c).join(jobs, is_current)
+
+
+def attempt_from(row: Row[Any]) -> Attempt:
+    """The value of a row whose first columns are those of `attempts`."""
+    return Attempt._make(row[: len(Attempt._fields)])
 
 
 CURRENT = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
@@ -115,7 +111,7 @@ def _of_run(run_id: str) -> Select[Any]:
 def newest_jobs(
     connection: Connection, limit: int, before: str | None = None, wanted: Wanted | None = None
 ) -> Page:
-    """A page of `current_attempts()`, newest job first. Raises BadMark."""
+    """A page of `current_attempts()`, newest job first. Raises BadField."""
     found = current_attempts().where(*(wanted.filters(connection) if wanted else ()))
     return _page(connection, found, (jobs.c.created_at, jobs.c.job_id), limit, before)
 
@@ -123,7 +119,7 @@ def newest_jobs(
 def callbacks_of(
     connection: Connection, job_id: str, limit: int, before: str | None = None, *which: ColumnElement[bool]
 ) -> Page:
-    """A page of a job's callbacks, newest first. Raises BadMark."""
+    """A page of a job's callbacks, newest first. Raises BadField."""
     found = select(callbacks).where(callbacks.c.job_id == job_id, *which)
     return _page(connection, found, (callbacks.c.arrived_at, callbacks.c.id), limit, before)
 
@@ -144,13 +140,11 @@ def _page(
 
 
 def _marked(mark: str, kind: type[str] | type[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    try:
+    with suppress(ValueError):
         at, id = b64decode(mark, b"-_", validate=True).decode().split(" ")
-        if not (JOB_ID if kind is str else ROW_ID).fullmatch(id):
-            raise BadMark
-        return sa.literal(float(at)), sa.literal(kind(id))
-    except ValueError:
-        raise BadMark from None
+        if (JOB_ID if kind is str else ROW_ID).fullmatch(id):
+            return sa.literal(float(at)), sa.literal(kind(id))
+    raise BadField("before: not the mark of a page")
 
 
 def is_in(condition: str, clock: Clock) -> ColumnElement[bool]:

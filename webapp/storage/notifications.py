@@ -68,8 +68,6 @@ def claim(transaction: "Transaction", now: float, busy_for: float) -> Sequence[R
         rows = [row for row in rows if row.problem == rows[0].problem]  # the same services are left
     else:
         rows = rows[:1]
-    for row in rows:
-        _update(connection, row, tries=row.tries + 1, due_at=now + busy_for)
     if rows:
         _set_mark(transaction, "notifying", now + busy_for)
     return rows
@@ -79,8 +77,10 @@ def settle(transaction: "Transaction", rows: Sequence[Row[Any]], now: float, pro
     """Sent, or with a problem: then it is tried again, unless this was the last time."""
     for row in rows:
         pause = PAUSES[row.tries] if problem and row.tries < len(PAUSES) else None
-        sent_at, due_at = None if problem else now, pause and now + pause
-        _update(transaction.connection, row, problem=problem, sent_at=sent_at, due_at=due_at)
+        values = {"problem": problem, "sent_at": None if problem else now, "due_at": pause and now + pause}
+        which = [column == getattr(row, column.name) for column in KEY]
+        statement = notifications.update().where(*which).values(values | {"tries": row.tries + 1})
+        transaction.connection.execute(statement)
     _set_mark(transaction, "notifying", 0)
 
 
@@ -93,11 +93,6 @@ def notifications_of(connection: Connection, job_id: str) -> Sequence[Row[Any]]:
 def waiting_notifications(connection: Connection) -> int:
     """How many are not sent and not given up."""
     return connection.scalar(select(func.count()).where(notifications.c.due_at.is_not(None))) or 0
-
-
-def _update(connection: Connection, row: Row[Any], **values: object) -> None:
-    which = [column == getattr(row, column.name) for column in KEY]
-    connection.execute(notifications.update().where(*which).values(values))
 
 
 def _mark(transaction: "Transaction", name: str, first: float) -> float:

@@ -32,17 +32,16 @@ def begin(writer: Writer, started_at: float) -> None:
     `started_at` is when the server started (Unix seconds), the same for all of its processes.
     """
     reads.started_at = started_at
-    record = partial(_record, started_at)
-    due: Callable[[Transaction], None] | None = record
+    record, is_recorded = partial(_record, started_at), False
     try:
         _refuse_pooler(writer.engine)
         writer.run(record)
-        due = None
+        is_recorded = True
     except SQLAlchemyError as error:
         if _is_schema(error):
             raise CannotStart(f"{reason(error)}: flask db upgrade may help") from None
         log.warning("the server starts without its database: %s", reason(error))
-    gevent.spawn(_watch, writer, due)
+    gevent.spawn(_watch, writer, record, is_recorded)
 
 
 def _refuse_pooler(engine: Engine) -> None:
@@ -77,14 +76,14 @@ def _is_schema(error: SQLAlchemyError) -> bool:
     return isinstance(error, ProgrammingError | IntegrityError)
 
 
-def _watch(writer: Writer, due: Callable[[Transaction], None] | None) -> None:
+def _watch(writer: Writer, record: Callable[[Transaction], None], is_recorded: bool) -> None:
     """A greenlet of each process: record the start once the database answers, and look after its files."""
     while True:
         gevent.sleep(LOOK_EVERY)
         try:
-            if due:
-                writer.run(due)
-                due = None
+            if not is_recorded:
+                writer.run(record)
+                is_recorded = True
             elif writer.files and not writer.files.are_kept():
                 writer.run(lambda transaction: None)  # which opens them anew
         except Exception as error:

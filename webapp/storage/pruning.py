@@ -17,8 +17,8 @@ from webapp.storage.writer import Writer
 
 STEP = 0.015  # seconds that a transaction should take
 FEWEST, MOST, ROWS = 20, 500, 10  # jobs of one transaction; callbacks for each of them
-# An attempt that usual times are learnt from stays: its job id then begins so, as no job's can, and its
-# columns that may be empty are emptied, but for what the times need.
+# Of a job that is pruned, an attempt that usual times are learnt from stays: under a job id that begins so,
+# as no job's can, and with each column emptied that may be empty and that the times do not need.
 NOBODY = "~"
 KEPT = ("definition", "end", "ended_at")
 FORGOTTEN = {column.name: None for column in attempts.c if column.nullable and column.name not in KEPT}

@@ -5,20 +5,19 @@ from typing import Any, get_args, get_type_hints
 
 import sqlalchemy as sa
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Column, Double, Index, Integer, Row, Table, Text
+from sqlalchemy import Column, Double, Index, Integer, Text
 
 from webapp.rules.attempt import Attempt
 
-metadata = sa.MetaData()
-db = SQLAlchemy(metadata=metadata)
+db = SQLAlchemy()
+metadata = db.metadata
 # SQLite counts up only what is called INTEGER. Ids sort and compare by byte, on PostgreSQL as on SQLite.
 Number = sa.BigInteger().with_variant(Integer, "sqlite")
 Id = sa.String().with_variant(sa.String(collation="C"), "postgresql")
 KINDS = {str: Text, int: Integer, float: Double, bool: sa.Boolean}
 
-jobs = Table(
+jobs = db.Table(
     "jobs",
-    metadata,
     Column("job_id", Id, primary_key=True),
     Column("agent_id", Id),
     Column("region", Text),
@@ -51,18 +50,16 @@ def _columns_of_attempts() -> Iterator[Column[Any]]:
 
 
 _unfinished = sa.text('"end" IS NULL')
-attempts = Table(
+attempts = db.Table(
     "attempts",
-    metadata,
     *_columns_of_attempts(),
     Index("attempts_unfinished", "heard_at", sqlite_where=_unfinished, postgresql_where=_unfinished),
     Index("attempts_ended", "pipeline", "end", "ended_at"),
     Index("attempts_by_run", "run_id", postgresql_using="hash"),
 )
 
-callbacks = Table(
+callbacks = db.Table(
     "callbacks",
-    metadata,
     Column("id", Number, primary_key=True),
     Column("job_id", Id, nullable=False),
     Column("number", Integer, nullable=False),
@@ -73,32 +70,28 @@ callbacks = Table(
     sa.UniqueConstraint("job_id", "number", "milestone", name="callbacks_once"),  # makes repeats harmless
 )
 
-definitions = Table(
+definitions = db.Table(
     "definitions",
-    metadata,
     Column("hash", Text, primary_key=True),
     Column("content", Text, nullable=False, doc="a rules.pipeline.Pipeline as JSON"),
 )
 
-departed = Table(
+departed = db.Table(
     "departed",
-    metadata,
     Column("job_id", Id, primary_key=True, doc="of a job that was pruned or deleted"),
     Column("link", Integer, nullable=False, doc="how many of its links were revoked"),
     Column("change", Number, nullable=False, index=True),
     Column("deleted_at", Double, doc="null where it was pruned"),
 )
 
-closures = Table(
+closures = db.Table(
     "closures",
-    metadata,
     Column("until", Double, primary_key=True, autoincrement=False, doc="when a server started"),
     Column("since", Double, nullable=False, doc="the newest arrival that the database knew then"),
 )
 
-sessions = Table(
+sessions = db.Table(
     "sessions",
-    metadata,
     Column("hash", Text, primary_key=True, doc="of the secret that the cookie carries"),
     Column("key_hash", Text, unique=True, doc="of the sign-in link's key, which works once"),
     Column("fingerprint", Text, nullable=False, doc="of the operator token that it was opened with"),
@@ -106,9 +99,8 @@ sessions = Table(
     Column("ended_at", Double),
 )
 
-notifications = Table(
+notifications = db.Table(
     "notifications",
-    metadata,
     Column("job_id", Id, primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("event", Text, primary_key=True, doc="done, failed, cancelled, lost or recovered"),
@@ -119,16 +111,6 @@ notifications = Table(
     Column("problem", Text, doc="why the last try failed"),
 )
 
-marks = Table(
-    "marks",
-    metadata,
-    Column("name", Text, primary_key=True, doc="such as notify_since"),
-    Column("at", Double, nullable=False),
-)
+marks = db.Table("marks", Column("name", Text, primary_key=True), Column("at", Double, nullable=False))
 
 MILESTONES = callbacks.c.milestone.is_not(None)
-
-
-def attempt_from(row: Row[Any]) -> Attempt:
-    """The value of a row whose first columns are those of `attempts`."""
-    return Attempt._make(row[: len(Attempt._fields)])

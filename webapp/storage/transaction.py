@@ -3,11 +3,10 @@
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from time import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Update, and_, bindparam, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
@@ -17,15 +16,7 @@ from webapp.rules.progress import expect
 from webapp.rules.silence import Transition, transitions
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
-from webapp.storage.tables import (
-    attempt_from,
-    attempts,
-    callbacks,
-    definitions,
-    departed,
-    jobs,
-    notifications,
-)
+from webapp.storage.tables import attempts, callbacks, definitions, departed, jobs, notifications
 
 CHANNEL = "milepost"
 NOTIFICATION_JOBS = 80  # times an id of 64 and a number: below PostgreSQL's 8,000 bytes
@@ -48,6 +39,13 @@ Changes = dict[str, Change]  # by job id
 ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
 
 
+# They set what the rows bring, the changed columns alone: SQLite would write every index anew.
+_UPDATE_JOB = jobs.update().where(jobs.c.job_id == bindparam("b_job_id"))
+_UPDATE_ATTEMPT = attempts.update().where(
+    attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
+)
+
+
 class Transaction:
     """A connection inside a transaction, and the changes that the streams are told of after it."""
 
@@ -58,6 +56,7 @@ class Transaction:
         self.transitions: list[Transition] = []
         self.known: dict[str, Attempt] = {}  # the current attempts of the jobs that were found or saved
         self.links: dict[str, int] = {}  # how many links of a job were revoked
+        self.deleted: set[str] = set()  # by the operator, less than DELETED_FOR ago
         self._jobs: dict[str, Row[Any]] = {}
         self._defined: set[str] = set()
         self._number = reads.newest_change(connection) + 1
@@ -65,7 +64,7 @@ class Transaction:
         self.insert = postgresql.insert if self._is_postgresql else sqlite.insert
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
-        """The current attempts of the jobs that there are, locked."""
+        """The current attempts of the jobs that there are, locked; of others, what is left of them."""
         ids = sorted(job_ids)
         if self._is_postgresql:  # SQLite's transactions have the file to themselves
             rows = select(jobs.c.job_id).where(jobs.c.job_id.in_(ids)).order_by(jobs.c.job_id)
@@ -73,8 +72,13 @@ class Transaction:
         found = {row.job_id: row for row in self.connection.execute(reads.CURRENT, {"ids": ids})}
         self._jobs |= found
         self.links |= {job_id: row.link for job_id, row in found.items()}
-        current = {job_id: attempt_from(row) for job_id, row in found.items()}
+        current = {job_id: reads.attempt_from(row) for job_id, row in found.items()}
         self.known |= current
+        if missing := [id for id in ids if id not in found]:
+            left = self.connection.execute(select(departed).where(departed.c.job_id.in_(missing))).all()
+            self.links |= {row.job_id: row.link for row in left}
+            lately = time() - DELETED_FOR
+            self.deleted |= {row.job_id for row in left if (row.deleted_at or 0) > lately}
         return current
 
     def current(self, job_id: str) -> Attempt | None:
@@ -94,7 +98,7 @@ class Transaction:
             self.connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(agent_id, 0))))
         unfinished = (jobs.c.agent_id == agent_id) & jobs.c.status.in_(reads.UNFINISHED)
         found = reads.current_attempts().where(unfinished, jobs.c.job_id != but)
-        return [attempt_from(row) for row in self.connection.execute(found)]
+        return [reads.attempt_from(row) for row in self.connection.execute(found)]
 
     def pipeline_of(self, attempt: Attempt) -> Pipeline:
         """The steps with which an attempt was opened, or will be: the file's as it is now, if it is there."""
@@ -105,18 +109,11 @@ class Transaction:
         known = reads.attempts_of(self.connection, attempt.job_id)
         return reads.pipeline_of(self.connection, known[-1].definition if known else None)
 
-    def deleted_lately(self, job_ids: Iterable[str]) -> set[str]:
-        """Those of the jobs that the operator deleted less than DELETED_FOR ago."""
-        lately = departed.c.deleted_at > time() - DELETED_FOR
-        found = select(departed.c.job_id, departed.c.link).where(departed.c.job_id.in_(job_ids), lately)
-        links = {row.job_id: row.link for row in self.connection.execute(found)}
-        self.links |= links
-        return set(links)
-
     def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
-        """Insert jobs (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`); the ids of the new ones."""
-        left = select(departed).where(departed.c.job_id.in_([row["job_id"] for row in rows]))
-        self.links |= {row.job_id: row.link for row in self.connection.execute(left)}
+        """Insert jobs that were not found (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`).
+
+        Those that another process has registered meanwhile are left as they are; the ids of the others.
+        """
         first = {"attempt": 1, "status": "queued"}
         fresh = [first | {"link": self.links.get(row["job_id"], 0)} | row for row in rows]
         statement = self.insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
@@ -151,7 +148,7 @@ class Transaction:
             self.connection.execute(self.insert(attempts), new)
         for names, rows in changed.items():
             if names:
-                self.connection.execute(_update_attempt(names), rows)
+                self.connection.execute(_UPDATE_ATTEMPT, rows)
         if turned:
             self.connection.execute(_UPDATE_JOB, turned)
 
@@ -193,7 +190,7 @@ class Transaction:
         job_id, change = current.job_id, self._next(current)
         self.connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(link=jobs.c.link + 1))
         row = {"b_job_id": job_id, "b_number": current.number, "change": change}
-        self.connection.execute(_update_attempt(("change",)), row)
+        self.connection.execute(_UPDATE_ATTEMPT, row)
         self.changes[job_id] = Change(change)
 
     def remove(self, job_ids: Sequence[str], deleted_at: float | None = None) -> None:
@@ -231,7 +228,7 @@ class Transaction:
         found = select(row.job_id, row.number).where(due, current.exists()).limit(ASKED_AT_ONCE)
         claim = attempts.update().where(tuple_(row.job_id, row.number).in_(found), due)
         rows = self.connection.execute(claim.values(looked_at=now).returning(*attempts.c))
-        return [attempt_from(row) for row in rows]
+        return [reads.attempt_from(row) for row in rows]
 
     def notify(self) -> None:
         """Tell the other processes on PostgreSQL, with the commit; on SQLite they see for themselves."""
@@ -239,17 +236,3 @@ class Transaction:
         for i in range(0, len(lines) if self._is_postgresql else 0, NOTIFICATION_JOBS):
             payload = "\n".join(lines[i : i + NOTIFICATION_JOBS])
             self.connection.execute(select(func.pg_notify(CHANNEL, payload)))
-
-
-_UPDATE_JOB = (
-    jobs.update()
-    .where(jobs.c.job_id == bindparam("b_job_id"))
-    .values(attempt=bindparam("attempt"), status=bindparam("status"))
-)
-
-
-@lru_cache(64)
-def _update_attempt(names: tuple[str, ...]) -> Update:
-    """Only what changed: SQLite would write every index anew."""
-    which = (attempts.c.job_id == bindparam("b_job_id")) & (attempts.c.number == bindparam("b_number"))
-    return attempts.update().where(which).values({name: bindparam(name) for name in names})

@@ -17,7 +17,6 @@ from time import monotonic
 from typing import Any, TypeVar, cast
 
 import gevent
-from gevent import get_hub
 from gevent.event import AsyncResult, Event
 from gevent.monkey import is_module_patched
 from gevent.threadpool import ThreadPool
@@ -40,19 +39,15 @@ SICK_AFTER = 5.0  # seconds without a commit though one was tried; the contract'
 T = TypeVar("T")
 
 
-class Overdue(SQLAlchemyError):
-    """The database did not answer in time."""
-
-    def __init__(self) -> None:
-        super().__init__(f"no answer of the database within {ANSWERED_WITHIN:g} seconds")
+def _overdue() -> SQLAlchemyError:
+    return SQLAlchemyError(f"no answer of the database within {ANSWERED_WITHIN:g} seconds")
 
 
 @dataclass(slots=True, eq=False)
 class _Pending:
     """A callback, or another change, that waits for its transaction; its outcome may be an exception."""
 
-    report: Report | None
-    change: Callable[[Transaction], Any] | None
+    what: Any  # a Report, or a Callable[[Transaction], Any]
     due_at: float
     outcome: "AsyncResult[Any]" = field(default_factory=AsyncResult)
 
@@ -81,13 +76,13 @@ class Writer:
     def receive(self, report: Report) -> tuple[bool, int]:
         """Store a callback durably; whether it is a duplicate, and how many links of its job were revoked.
 
-        Raises SQLAlchemyError or UnknownPipeline: nothing is stored.
+        Raises SQLAlchemyError or BadField: nothing is stored.
         """
-        return cast("tuple[bool, int]", self._wait_for(report, None))
+        return cast("tuple[bool, int]", self._wait_for(report))
 
     def run(self, change: Callable[[Transaction], T]) -> T:
         """Run one other change in a transaction of its own; its errors are raised."""
-        return cast("T", self._wait_for(None, change))
+        return cast("T", self._wait_for(change))
 
     def problem(self) -> str | None:
         """Why no callback could be stored now, None where one could: tried for real, within a second."""
@@ -106,15 +101,15 @@ class Writer:
         except Exception as error:
             self._problem = self._problem or reason(error)
 
-    def _wait_for(self, report: Report | None, change: Callable[[Transaction], Any] | None) -> Any:
-        pending = _Pending(report, change, monotonic() + ANSWERED_WITHIN)
+    def _wait_for(self, what: Any) -> Any:
+        pending = _Pending(what, monotonic() + ANSWERED_WITHIN)
         self._waiting.append(pending)
         if len(self._waiting) >= self._enough:
             self._is_enough.set()
         if not self._writing:  # none, or one that has ended
             self._writing = gevent.spawn(self._write)
         try:
-            with gevent.Timeout(ANSWERED_WITHIN + 0.5, Overdue()):  # the writer itself gives up before
+            with gevent.Timeout(ANSWERED_WITHIN + 0.5, _overdue()):  # the writer itself gives up before
                 outcome = pending.outcome.get()
         finally:
             if pending in self._waiting:  # what is answered without it is not stored later
@@ -136,20 +131,19 @@ class Writer:
             self._is_enough.clear()
             try:
                 in_time = [pending for pending in group if pending.due_at > monotonic()]
-                self._receive_together([pending for pending in in_time if pending.report])
+                if callbacks := [pending for pending in in_time if isinstance(pending.what, Report)]:
+                    self._receive_together(callbacks)
                 for pending in in_time:
-                    if pending.change:
-                        pending.outcome.set(self._transact(pending.change, pending.due_at))
+                    if not isinstance(pending.what, Report):
+                        pending.outcome.set(self._transact(pending.what, pending.due_at))
             finally:  # whatever happens here, as without memory, nobody waits in vain
                 for pending in group:
                     if not pending.outcome.ready():
-                        pending.outcome.set(Overdue())
+                        pending.outcome.set(_overdue())
 
     def _receive_together(self, group: list[_Pending]) -> None:
         """One transaction for all; one each where something in one of them failed the others."""
-        reports = [pending.report for pending in group if pending.report]
-        if not reports:
-            return
+        reports = [pending.what for pending in group]
         due_at = min(pending.due_at for pending in group)
         outcome = self._transact(lambda transaction: receive(transaction, reports), due_at)
         if isinstance(outcome, Exception) and len(group) > 1 and is_about_one_job(outcome):
@@ -167,7 +161,7 @@ class Writer:
         try:
             result, changes = self._commit(change)
         except (gevent.Timeout, Exception) as raised:
-            error = Overdue() if isinstance(raised, gevent.Timeout) else raised
+            error = _overdue() if isinstance(raised, gevent.Timeout) else raised
             if is_about_one_job(error):
                 self._tried_since = tried_since
             else:
@@ -178,7 +172,7 @@ class Writer:
             self._bound.close()
         self._stored_at, self._tried_since, self._problem = monotonic(), inf, None
         if changes:
-            get_hub().loop.run_callback(self.wake, changes)  # after the answers
+            gevent.get_hub().loop.run_callback(self.wake, changes)  # after the answers
         return result
 
     def _commit(self, change: Callable[[Transaction], T], retry: bool = True) -> tuple[T, Changes]:

@@ -2,17 +2,21 @@
 
 import sqlite3
 from contextlib import suppress
+from typing import Any
 
 from alembic import context
 from sqlalchemy import text
 
-from webapp.storage.database import unbounded
 from webapp.storage.tables import db
 
-with unbounded(db.engine.connect().execution_options(writes=True)) as connection:
+with db.engine.connect().execution_options(writes=True) as connection:
     context.configure(connection=connection, target_metadata=db.metadata, render_as_batch=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
+            driver: Any = connection.connection.driver_connection
+            driver.bound = None  # a migration may take long
+            for setting in ("statement_timeout", "lock_timeout"):
+                connection.execute(text(f"SET LOCAL {setting} = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(6453)"))
         migrations = context.get_context()
         if migrations.get_current_revision() is None and "destination_rev" in migrations.opts:
