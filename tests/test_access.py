@@ -404,7 +404,7 @@ def test_a_watcher_reads_nothing_of_the_operators_token(
     assert "DISPATCH_TOKEN" in asked.json()["error"]
     link = asked.json()["progress_url"]
     as_json = requests.get(link, headers={"Accept": "application/json"}, timeout=30)
-    assert as_json.json()["error"] == "GitHub did not start the workflow. The operator's page says why."
+    assert as_json.json()["error"] == "GitHub did not start the workflow. The operator can see the reason."
     seen = [as_json.text, requests.get(link, timeout=30).text, requests.get(f"{link}/steps", timeout=30).text]
     seen.append(str(office.events(job_id).next()))
     for said in seen:

@@ -17,7 +17,7 @@ from webapp.rules.report import LATEST_TIME
 from webapp.storage.jobs import attempt_from, attempts_of, clock_now, find, pipeline_of
 
 # In place of what GitHub says of the operator's token and settings
-NOT_STARTED = "GitHub did not start the workflow. The operator's page says why."
+NOT_STARTED = "GitHub did not start the workflow. The operator can see the reason."
 # What the JSON has under the same names
 OF_VIEW = ("job_id", "agent_id", "region", "status", "condition", "error", "run_url")
 OF_ATTEMPT = ("pipeline", "subject", "note", "failed_step", "result_url", "server_left")

@@ -10,12 +10,11 @@ from webapp.rules.attempt import Step
 
 STATES = {"pending": "not started", "active": "in progress", "completed": "done", "error": "failed"}
 STATES_OF_ACTIVE = {"replaced": "unfinished", "waiting": "waiting", "quiet": "no update", "lost": "no update"}
-BLUE = "2456c5"
+BLUE, GREY = "2456c5", "6b6b76"
 SIGNS = {  # by tone: the tab's icon, the badge's colour, and what both say in short
     "done": ("1a7f4b", "✓", "Done"),
     "failed": ("b3261e", "✕", "Failed"),
-    "cancelled": ("6b6b76", "-", "Cancelled"),
-    "replaced": ("6b6b76", "-", "Replaced"),
+    "replaced": (GREY, "-", "Replaced"),
     "waiting": (BLUE, "…", "Waiting"),
     "quiet": ("8a5a00", "?", "No update"),
     "lost": ("8a5a00", "!", "No update"),
@@ -74,6 +73,9 @@ def state(view: View, step: Step) -> str:
 def sign(view: View) -> tuple[str, str, str]:
     """A colour (without its #), one letter, and how far the job is, in a few words."""
     step = str(view.at + 1)
+    if view.tone == "cancelled":
+        said = "Closed" if view.attempt.end == "closed" else "Cancelled"
+        return GREY, "-", "Timed out" if view.attempt.failed_step == "timed_out" else said
     return SIGNS.get(view.tone, (BLUE, step, f"Step {step} of {len(view.steps)}"))
 
 
