@@ -1,7 +1,9 @@
 """Progress pages after a restart, as browsers and the page's script make them, and who else asks meanwhile.
 
-A page that loses its stream polls at once, opens the stream again after the `retry` that it was last
-told, and polls every four to six seconds until it has it. One thread with epoll.
+What static/page.js does, with its times, in one thread with epoll: the browser opens a lost stream again
+after the `retry` that it was last told; a stream that did not begin is opened anew after a pause that
+doubles, and a poll tells whether there is a connection at all. A page has one poll at a time and gives it
+up after ten seconds, so it holds two connections at most, and most of the time one.
 """
 
 import heapq
@@ -17,16 +19,31 @@ from dataclasses import dataclass, field
 
 from tests.support.load import heartbeat, request
 
+NEVER = float("inf")
+POLLS = (4.0, 5.0)  # seconds between two polls
+POLLS_HEARING = (4.0, 5.0)  # once its stream is verified, until that brings something: poll() in page.js
+GIVES_UP_AFTER = 10.0  # seconds, of a poll
+TURN = 0.15  # seconds that a page asks other pages whether it may have a stream
+TICKS = 10  # parts of a second: each page looks at its clock once a second, not all at once
 RETRY = re.compile(rb"\nretry: (\d+)\n")
 ASK_EVERY = 0.1  # seconds between two callbacks, and two looks at /healthz
 
 
 @dataclass(slots=True, eq=False)
 class Page:
+    """A page in a browser; its times are monotonic seconds."""
+
     path: str
     retry: float = 1.0
-    stream: "Exchange | None" = None
+    stream: "Exchange | None" = None  # open, on its way, or to be opened again by the browser
+    poll: "Exchange | None" = None
+    hears: bool = False
+    is_offline: bool = False
     is_back: bool = False
+    failures: int = 0
+    connect_at: float = NEVER
+    poll_at: float = NEVER
+    verify_at: float = NEVER
 
 
 @dataclass(slots=True, eq=False)
@@ -36,16 +53,18 @@ class Exchange:
     socket: socket.socket
     request: bytes
     ended: Callable[["Exchange"], None]
-    page: Page | None = None
+    heard: Callable[[bytes], None] | None = None  # where it does not wait for the end
     is_sent: bool = False
     answer: bytes = b""
+    began: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class Pages:
     """The pages of one server; `asked` are the seconds that a callback and /healthz took, by name.
 
-    Only what was asked after `since` (monotonic seconds) counts.
+    Only what was asked after `since` (monotonic seconds) counts. `most` is how many connections there were
+    at once.
     """
 
     port: int
@@ -58,7 +77,7 @@ class Pages:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self.pages = [Page(path) for path in self.paths]
-        self.back, self.since = 0, 0.0
+        self.back, self.since, self.most = 0, 0.0, 0
 
     def open(self) -> None:
         """Open all streams, spread over some seconds, and wait until each has its first frame."""
@@ -67,10 +86,11 @@ class Pages:
         self.turn_until(lambda: self.back == len(self.pages), 120)
 
     def forget(self) -> None:
-        """From now on a page is back when its next stream has begun."""
+        """From now on a page is back when its next stream has begun; until it is lost, all are at rest."""
         self.back = 0
         for page in self.pages:
-            page.is_back = False
+            page.is_back, page.poll_at, page.verify_at = False, NEVER, NEVER
+        self._tick(0)
 
     def turn_until(self, holds: Callable[[], bool], seconds: float) -> None:
         """Do what is due and read what has come, until then; fails after so many seconds."""
@@ -110,6 +130,7 @@ class Pages:
 
     def _begin(self, exchange: Exchange) -> None:
         self._open[exchange.socket.fileno()] = exchange
+        self.most = max(self.most, len(self._open))
         self._poll.register(exchange.socket.fileno(), select.EPOLLOUT)
 
     def _go_on(self, exchange: Exchange, events: int) -> None:
@@ -122,40 +143,82 @@ class Pages:
                 return
             data = exchange.socket.recv(262_144)
         if not data:
-            self._poll.unregister(handle)
-            del self._open[handle]
-            exchange.socket.close()
-            exchange.ended(exchange)
-        elif exchange.page and exchange.page.stream is exchange:
-            self._hear(exchange.page, data)
+            self._end(exchange)
+        elif exchange.heard:
+            exchange.heard(data)
         else:
             exchange.answer += data
+
+    def _end(self, exchange: Exchange) -> None:
+        self._poll.unregister(exchange.socket.fileno())
+        del self._open[exchange.socket.fileno()]
+        exchange.socket.close()
+        exchange.ended(exchange)
+
+    def _tick(self, part: int) -> None:
+        self._later(1 / TICKS, lambda: self._tick((part + 1) % TICKS))
+        now = time.monotonic()
+        for page in self.pages[part::TICKS]:
+            if page.poll and now > page.poll.began + GIVES_UP_AFTER:
+                page.poll.answer = b""
+                self._end(page.poll)
+            if now > page.connect_at and not page.stream and not page.is_offline:
+                self._connect(page, now)
+            if now > min(page.poll_at, page.verify_at):
+                self._ask_anew(page, now)
+
+    def _connect(self, page: Page, now: float) -> None:
+        page.connect_at, page.poll_at = now + random.uniform(20, 40), now + 10
+        self._later(TURN, lambda: self._listen(page))
+
+    def _listen(self, page: Page) -> None:
+        def heard(data: bytes) -> None:
+            self._hear(page, data)
+
+        def ended(_: Exchange) -> None:
+            self._lost(page, time.monotonic())
+
+        page.stream = Exchange(_connecting(self.port), request(f"{page.path}/events"), ended, heard)
+        self._begin(page.stream)
 
     def _hear(self, page: Page, data: bytes) -> None:
         if retry := RETRY.search(data):
             page.retry = int(retry[1]) / 1000
-        if b"event: steps" in data and not page.is_back:
-            page.is_back = True
-            self.back += 1
+        if b"event: " not in data:
+            return
+        now = time.monotonic()
+        if not page.hears:
+            page.verify_at = now + random.uniform(3, 5)
+        page.hears, page.is_offline, page.failures, page.poll_at = True, False, 0, now + 90
+        self.back += not page.is_back
+        page.is_back = True
 
-    def _listen(self, page: Page) -> None:
-        def ended(stream: Exchange) -> None:
-            if stream.is_sent:  # it was open: the script polls at once
-                self._ask_anew(page)
+    def _lost(self, page: Page, now: float) -> None:
+        page.verify_at = NEVER
+        if page.hears:
+            page.hears, page.poll_at = False, now + random.uniform(6, 9)
             self._later(page.retry, lambda: self._listen(page))
+            return
+        pause = min(2**page.failures, 32)
+        page.stream, page.failures = None, page.failures + 1
+        page.connect_at, page.poll_at = now + random.uniform(pause / 2, pause * 2), now + random.random()
 
-        page.stream = Exchange(_connecting(self.port), request(f"{page.path}/events"), ended, page)
-        self._begin(page.stream)
+    def _ask_anew(self, page: Page, now: float) -> None:
+        page.verify_at = NEVER
+        page.poll_at = now + random.uniform(*(POLLS_HEARING if page.hears else POLLS))
+        if page.poll:
+            return
 
-    def _ask_anew(self, page: Page) -> None:
+        def ended(poll: Exchange) -> None:
+            page.poll = None
+            if not poll.answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 204")):
+                page.is_offline = True
+            elif page.is_offline:
+                page.is_offline, page.connect_at = False, 0.0
+
         data = request(f"{page.path}/steps?after=x", "Connection: close")
-        self._begin(Exchange(_connecting(self.port), data, lambda _: None))
-
-        def again() -> None:
-            if not page.is_back:
-                self._ask_anew(page)
-
-        self._later(random.uniform(4, 6), again)
+        page.poll = Exchange(_connecting(self.port), data, ended)
+        self._begin(page.poll)
 
 
 def _connecting(port: int) -> socket.socket:
