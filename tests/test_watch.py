@@ -1,10 +1,12 @@
 """The watcher's door over HTTP: JSON, fragment and stream."""
 
 import re
+from contextlib import closing
 
 import pytest
 import requests
 
+from tests.support.events import Events
 from tests.support.server import Server
 
 
@@ -90,3 +92,24 @@ def test_the_version_is_another_for_whatever_else_is_shown(server: Server, job_i
     server.report(job_id, "heartbeat")
     assert server.page(job_id)["version"] == versions[-1], "a sign of life alone is the same version"
     assert len(set(versions)) == 3
+
+
+def test_a_stream_that_comes_back_is_not_sent_again_what_it_has(server: Server, job_id: str) -> None:
+    def kind(events: Events) -> str:
+        return next(each["event"] for each in events if "event" in each)
+
+    server.report(job_id, "provisioning")
+    with closing(server.events(job_id)) as events:
+        version = events.next()["id"]
+    with closing(server.events(job_id, seen=version)) as events, closing(server.events(job_id)) as fresh:
+        assert (kind(events), fresh.next()["id"]) == ("alive", version)
+        with closing(server.events(job_id, seen=version)) as another:
+            assert kind(another) == "alive"
+        server.report(job_id, "vm_created")
+        assert events.next()["id"] == fresh.next()["id"] != version
+    with closing(server.events(job_id, seen=version)) as events:
+        assert kind(events) == "steps"
+    server.report(job_id, "failed")
+    version = server.page(job_id)["version"]
+    with closing(server.events(job_id, seen=version)) as events:
+        assert [events.next()["event"] for _ in range(2)] == ["steps", "done"]

@@ -207,9 +207,10 @@ class Server:
         """The states of the five steps, in order."""
         return [step["state"] for step in self.page(job_id)["steps"]]
 
-    def events(self, job_id: str, timeout: float = 30) -> Events:
-        """The job's stream, open."""
-        return Events(f"{self.link(job_id)}/events", timeout)
+    def events(self, job_id: str, timeout: float = 30, seen: str = "") -> Events:
+        """The job's stream, open; `seen` as a browser tells it that comes back."""
+        headers = {"Last-Event-ID": seen} if seen else {}
+        return Events(f"{self.link(job_id)}/events", timeout, headers)
 
 
 Serve = Callable[..., Server]

@@ -50,5 +50,6 @@ def steps(token: str) -> Response:
 
 @bp.get("/events")
 def events(token: str) -> Response:
-    """The fragment at once and at every change, until the job is over."""
-    return event_stream(parts().hub.events(shared(token)))
+    """The fragment at once, unless the page has it, and at every change, until the job is over."""
+    seen = request.headers.get("Last-Event-ID", "")
+    return event_stream(parts().hub.events(shared(token), seen=seen))

@@ -50,11 +50,16 @@ class Frames:
         with self._engine.connect() as connection:
             return self._views.find(connection, job_id)
 
-    def of(self, view: View | None, before: Frame = GONE) -> Frame:
-        """The frame of a view; `before` is the newest one, whose body serves again for the same state."""
+    def of(self, view: View | None, before: Frame = GONE, seen: str = "") -> Frame:
+        """The frame of a view.
+
+        `before` is the newest one, whose body serves again for the same state. The version `seen` needs none.
+        """
         if view is None:
             return GONE
-        body = before.body if before.version == view.version else self._body(view)
+        body = before.body
+        if before.version != view.version:
+            body = b"" if view.version == seen else self._body(view)
         signal = iso(view.attempt.last_signal_at)
         alive = f"event: alive\nid: {view.version}\ndata: {signal}\n\n".encode() if signal else b""
         changes_at, is_over = view.changes_at or inf, view.condition == "over"

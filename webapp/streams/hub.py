@@ -69,17 +69,21 @@ class Hub:
         for topic in self._topics.values():
             topic.changed.set()
 
-    def events(self, view: View | None, is_wanted: Callable[[], bool] | None = None) -> Iterator[bytes]:
+    def events(
+        self, view: View | None, is_wanted: Callable[[], bool] | None = None, seen: str = ""
+    ) -> Iterator[bytes]:
         """The newest frame of a job at once and after each change, and comments; without a view, of any job.
 
+        A page that has the version `seen` is sent only the last sign of life, until something else changes.
         Ends after a frame that is over, before one of another link than the view's (it was revoked), and
         once `is_wanted`, asked before each frame and every second, says no.
         A slow reader gets the newest frame, never a backlog.
         """
-        topic, link = self._join(view), view.link if view else 0
+        if view is None or view.condition == "over" or view.attempt.last_signal_at is None:
+            seen = ""
+        topic, link = self._join(view, seen), view.link if view else 0
         del view  # of ten thousand streams
-        began, frames, why = monotonic(), 0, "the connection was closed"
-        seen, alive = "", b""
+        began, frames, alive, why = monotonic(), 0, b"", "the connection was closed"
         # At random, or streams that came back together after a restart would all be woken together.
         comment_at = began + COMMENT_EVERY * random.uniform(0.3, 1)  # noqa: S311
         try:
@@ -164,12 +168,13 @@ class Hub:
             return "the session ended"
         return "" if topic.frame.link == link else "the link opens nothing any more"
 
-    def _join(self, view: View | None) -> Topic:
-        """The topic of a view's job: its frame has its body, and is no older than the view."""
+    def _join(self, view: View | None, seen: str) -> Topic:
+        """The topic of a view's job: its frame is no older than the view, with a body unless it was seen."""
         job_id = view.job_id if view else ANY
         topic = self._topics.get(job_id)
-        if topic is None or not topic.frame.body or (view and topic.frame.number < view.attempt.change):
-            frame = self._frames.of(view) if view else self._frames.of_any_job()
+        has_all = topic and (topic.frame.body or topic.frame.version == seen)
+        if topic is None or not has_all or (view and topic.frame.number < view.attempt.change):
+            frame = self._frames.of(view, seen="" if topic else seen) if view else self._frames.of_any_job()
             if topic is None:
                 topic = self._topics[job_id] = Topic(job_id, frame)
             else:
