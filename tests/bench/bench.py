@@ -76,7 +76,11 @@ class Milepost(Server):
 
     def __enter__(self) -> "Milepost":
         self.flask("db", "upgrade")
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         self.client = Client(self.port)
         return self
 

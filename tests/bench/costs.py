@@ -33,7 +33,7 @@ def opening(bench: Bench) -> Figures:
         with requests.get(f"{milepost.url}{paths[0]}/events", stream=True, timeout=30) as stream:
             frame = next(stream.iter_content(None))
         (bench.folder / "frame").write_bytes(frame)
-        with bench.milepost(app="tests.bench.floor:bare", BENCH_FRAME=f"{bench.folder}/frame") as floor:
+        with bench.milepost(app="tests.bench.floor:app", BENCH_FRAME=f"{bench.folder}/frame") as floor:
             turns = [(_opened(milepost, paths), _opened(floor, paths)) for _ in range(TURNS)]
     ours, bare = (median(taken) for taken in zip(*turns, strict=True))
     yield Figure("opening", f"one of {len(paths)} streams", ours, "us", "<= 650")

@@ -1,7 +1,7 @@
-"""Floors in the product's own worker.
+"""Floors in the product's own worker: the product's app with a door that does less.
 
-`app` is the product's, with a route that verifies and reads a callback, and stores nothing. `bare`
-answers each stream without Flask, hub and database.
+A callback is verified and read, and not stored. Where BENCH_FRAME names a file, each stream is answered
+with its bytes, without Flask, hub and database.
 """
 
 import os
@@ -34,21 +34,23 @@ def verify() -> Response:
 
 
 class Bare:
-    """Each stream gets the bytes of a file and stays open; everything else is the product's."""
+    """Each stream gets the same bytes and stays open; everything else is the app's."""
 
-    def __init__(self, frame: bytes) -> None:
-        self.frame, self.extensions = frame, app.extensions  # of which the worker asks
+    def __init__(self, wsgi_app: Any, frame: bytes) -> None:
+        self._app, self._frame = wsgi_app, frame
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """WSGI."""
         if not environ["PATH_INFO"].endswith("/events"):
-            return app(environ, start_response)
+            answer: Iterable[bytes] = self._app(environ, start_response)
+            return answer
         start_response("200 OK", [("Content-Type", "text/event-stream")])
         return self._stream()
 
     def _stream(self) -> Iterator[bytes]:
-        yield self.frame
+        yield self._frame
         Event().wait()
 
 
-bare = Bare(Path(os.environ.get("BENCH_FRAME", os.devnull)).read_bytes())
+if frame := os.environ.get("BENCH_FRAME"):
+    app.wsgi_app = Bare(app.wsgi_app, Path(frame).read_bytes())  # type: ignore[method-assign]
