@@ -1,9 +1,9 @@
 """Progress pages after a restart, as browsers and the page's script make them, and who else asks meanwhile.
 
 What static/page.js does, with its times, in one thread with epoll: the browser opens a lost stream again
-after the `retry` that it was last told; a stream that did not begin is opened anew after a pause that
-doubles, and a poll tells whether there is a connection at all. A page has one poll at a time and gives it
-up after ten seconds, so it holds two connections at most, and most of the time one.
+after the `retry` that it was last told, and says what it has; a stream that did not begin is opened anew
+after a pause that doubles, and a poll tells whether there is a connection at all. A page has one poll at
+a time and gives it up after ten seconds, so it holds two connections at most, and most of the time one.
 """
 
 import heapq
@@ -25,7 +25,7 @@ POLLS_HEARING = (4.0, 5.0)  # once its stream is verified, until that brings som
 GIVES_UP_AFTER = 10.0  # seconds, of a poll
 TURN = 0.15  # seconds that a page asks other pages whether it may have a stream
 TICKS = 10  # parts of a second: each page looks at its clock once a second, not all at once
-RETRY = re.compile(rb"\nretry: (\d+)\n")
+RETRY, VERSION = re.compile(rb"\nretry: (\d+)\n"), re.compile(rb"\nid: (\w+)\n")
 ASK_EVERY = 0.1  # seconds between two callbacks, and two looks at /healthz
 
 
@@ -34,6 +34,7 @@ class Page:
     """A page in a browser; its times are monotonic seconds."""
 
     path: str
+    version: str = ""
     retry: float = 1.0
     stream: "Exchange | None" = None  # open, on its way, or to be opened again by the browser
     poll: "Exchange | None" = None
@@ -171,21 +172,23 @@ class Pages:
         page.connect_at, page.poll_at = now + random.uniform(20, 40), now + 10
         self._later(TURN, lambda: self._listen(page))
 
-    def _listen(self, page: Page) -> None:
+    def _listen(self, page: Page, headers: str = "") -> None:
         def heard(data: bytes) -> None:
             self._hear(page, data)
 
         def ended(_: Exchange) -> None:
             self._lost(page, time.monotonic())
 
-        page.stream = Exchange(_connecting(self.port), request(f"{page.path}/events"), ended, heard)
+        asked = request(f"{page.path}/events", headers)
+        page.stream = Exchange(_connecting(self.port), asked, ended, heard)
         self._begin(page.stream)
 
     def _hear(self, page: Page, data: bytes) -> None:
         if retry := RETRY.search(data):
             page.retry = int(retry[1]) / 1000
-        if b"event: " not in data:
+        if not (version := VERSION.search(data)):
             return
+        page.version = version[1].decode()
         now = time.monotonic()
         if not page.hears:
             page.verify_at = now + random.uniform(3, 5)
@@ -197,7 +200,7 @@ class Pages:
         page.verify_at = NEVER
         if page.hears:
             page.hears, page.poll_at = False, now + random.uniform(6, 9)
-            self._later(page.retry, lambda: self._listen(page))
+            self._later(page.retry, lambda: self._listen(page, f"Last-Event-ID: {page.version}"))
             return
         pause = min(2**page.failures, 32)
         page.stream, page.failures = None, page.failures + 1
@@ -216,7 +219,7 @@ class Pages:
             elif page.is_offline:
                 page.is_offline, page.connect_at = False, 0.0
 
-        data = request(f"{page.path}/steps?after=x", "Connection: close")
+        data = request(f"{page.path}/steps?after={page.version}", "Connection: close")
         page.poll = Exchange(_connecting(self.port), data, ended)
         self._begin(page.poll)
 
