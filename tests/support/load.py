@@ -148,15 +148,16 @@ class Client:
             open.close()
         self._poll.close()
 
-    def open_streams(self, paths: Sequence[str]) -> None:
-        """Open a stream for each path, and wait for its first fragment."""
+    def open_streams(self, paths: Sequence[str], seen: dict[str, str] | None = None) -> None:
+        """Open a stream for each path, and wait for its first event; `seen` are versions, by path."""
         for first in range(0, len(paths), OPENED_AT_ONCE):
             batch = paths[first : first + OPENED_AT_ONCE]
             wanted = len(self.arrivals) + len(batch)
             for path in batch:
                 stream = _Stream(self._connect(), len(self._streams))
                 self._streams[stream.socket.fileno()] = stream
-                stream.socket.sendall(request(f"{path}/events", "Accept: text/event-stream"))
+                known = f"\r\nLast-Event-ID: {seen[path]}" if seen else ""
+                stream.socket.sendall(request(f"{path}/events", f"Accept: text/event-stream{known}"))
             until = time.monotonic() + 60
             while len(self.arrivals) < wanted and time.monotonic() < until:
                 self._turn(1.0)
