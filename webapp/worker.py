@@ -108,6 +108,8 @@ class Server(StreamServer):
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves connections until SIGTERM, then finishes within two seconds."""
 
+    handle_quit = GeventWorker.handle_exit  # Ctrl-C comes twice, from the terminal and from the master
+
     def run(self) -> None:
         """Accept connections until SIGTERM, then answer what has begun."""
         sys.stderr, self.connections = logs.Stderr(), Connections()
