@@ -57,6 +57,14 @@ def test_sql_stands_in_storage_alone() -> None:
             assert not taken & SQL, (name, taken & SQL)
 
 
+def test_a_file_has_at_most_300_lines_and_a_function_40() -> None:
+    for name, tree, path in modules():
+        assert len(path.read_text().splitlines()) <= 300, name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 40, (name, node.name)
+
+
 def test_a_tests_name_is_a_promise_of_at_most_70_characters() -> None:
     for path in (ROOT / "tests").rglob("test_*.py"):
         tree = ast.parse(path.read_text())

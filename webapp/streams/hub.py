@@ -83,7 +83,7 @@ class Hub:
             seen = ""
         topic, link = self._join(view, seen), view.link if view else 0
         del view  # of ten thousand streams
-        began, frames, alive, why = monotonic(), 0, b"", "the connection was closed"
+        began, frames, alive, ending = monotonic(), 0, b"", ""
         # At random, or streams that came back together after a restart would all be woken together.
         comment_at = began + COMMENT_EVERY * random.uniform(0.3, 1)  # noqa: S311
         try:
@@ -106,14 +106,9 @@ class Hub:
                     self.siblings.listen()
                     yield COMMENT
                 else:
-                    left = comment_at - monotonic()
-                    self._wait(topic, min(left, ASK_WANTED) if is_wanted else left)
-            why = ending
+                    self._wait(topic, min(comment_at - monotonic(), ASK_WANTED if is_wanted else COMMENT_EVERY))
         finally:
-            self._leave(topic)
-            if not self._is_ending:  # ten thousand lines would delay the stop
-                seconds = round(monotonic() - began, 1)
-                logs.event("stream ended", job=topic.job_id or None, seconds=seconds, frames=frames, why=why)
+            self._leave(topic, began, frames, ending or "the connection was closed")
 
     def wake(self, changes: Changes) -> None:
         """Show the streams of these jobs what has changed."""
@@ -184,8 +179,11 @@ class Hub:
         self.siblings.listen()
         return topic
 
-    def _leave(self, topic: Topic) -> None:
+    def _leave(self, topic: Topic, began: float, frames: int, why: str) -> None:
         topic.watchers -= 1
         self._open -= 1
         if not topic.watchers:
             del self._topics[topic.job_id]
+        if not self._is_ending:  # ten thousand lines would delay the stop
+            seconds = round(monotonic() - began, 1)
+            logs.event("stream ended", job=topic.job_id or None, seconds=seconds, frames=frames, why=why)
