@@ -106,7 +106,7 @@ class Hub:
                     self.siblings.listen()
                     yield COMMENT
                 else:
-                    self._wait(topic, min(comment_at - monotonic(), ASK_WANTED if is_wanted else COMMENT_EVERY))
+                    self._wait(topic, comment_at - monotonic(), bool(is_wanted))
         finally:
             self._leave(topic, began, frames, ending or "the connection was closed")
 
@@ -142,8 +142,9 @@ class Hub:
         changed, topic.changed = topic.changed, Event()
         changed.set()
 
-    def _wait(self, topic: Topic, seconds: float) -> None:
+    def _wait(self, topic: Topic, seconds: float, is_asked: bool) -> None:
         """Wait for another frame, for so long, or until the moment at which time alone makes another one."""
+        seconds = min(seconds, ASK_WANTED) if is_asked else seconds
         if topic.change is None:
             seconds = min(seconds, topic.frame.changes_at - time())
             if seconds <= 0:
