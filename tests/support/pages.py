@@ -174,7 +174,10 @@ class Pages:
 
     def _listen(self, page: Page, headers: str = "") -> None:
         def heard(data: bytes) -> None:
-            self._hear(page, data)
+            if page.stream and data.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
+                self._end(page.stream)
+            else:
+                self._hear(page, data)
 
         def ended(_: Exchange) -> None:
             self._lost(page, time.monotonic())
