@@ -195,7 +195,8 @@
     })
     source.addEventListener("error", event => {
       event.stopImmediatePropagation() // or htmx's extension, too, would connect again
-      if (source == state.source) state.heard && source.readyState == EventSource.CONNECTING ? streamLost() : streamFailed()
+      if (source != state.source) return
+      source.hasWorked && source.readyState == EventSource.CONNECTING ? streamLost() : streamFailed()
     })
     return source
   }
@@ -203,17 +204,18 @@
   function hear(source) {
     if (source != state.source) return
     if (!state.heard++) state.verifyAt = spread(3 * SECOND, 5 * SECOND)
+    source.hasWorked = true
     state.failures = 0
     state.pollAt = Date.now() + SILENT_FOR
     proven()
   }
 
   // A stream that had worked is opened again by the browser, after the time that the server's `retry:` said,
-  // and says what it has, so that of ten thousand none is sent anew what it shows.
+  // and says what it has, so that of ten thousand none is sent anew what it shows. If that fails, it is asked why.
   function streamLost() {
+    if (!state.link) state.pollAt = state.heard ? spread(6 * SECOND, 9 * SECOND) : spread(0, SECOND)
     state.heard = 0
     state.verifyAt = Infinity
-    state.pollAt = spread(6 * SECOND, 9 * SECOND)
   }
 
   // One that never opened, or was refused, is asked why: an EventSource does not tell its status.
@@ -239,7 +241,8 @@
 
   function poll() {
     state.verifyAt = Infinity
-    state.pollAt = spread(0, SECOND) + (state.link ? POLL.offline : isOver() ? POLL.over : document.hidden ? POLL.hidden : POLL.shown)
+    const pause = state.link ? POLL.offline : isOver() ? POLL.over : document.hidden ? POLL.hidden : POLL.shown
+    state.pollAt = spread(0, SECOND) + (streams() ? SILENT_FOR : pause)
     htmx.ajax("GET", `${live.dataset.steps}?after=${shown().version}`, {source: live}).catch(() => {})
   }
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tests.screenshots import served, show
 from tests.support.browser import launch_options
 from tests.support.gallery import STATES
-from tests.support.server import Serve, Server
+from tests.support.server import Serve, Server, wait_until
 from tests.support.stand_in import StandIn, listening
 from webapp.page.words import duration
 
@@ -134,6 +134,22 @@ def test_a_heartbeat_changes_one_time_and_a_swap_keeps_what_is_selected(
     expect(page.locator(".steps [aria-current] > span")).to_have_text("in progress: 3 of 40 tasks done")
     assert page.evaluate("swaps") == 2
     assert page.evaluate("getSelection().toString()").startswith("The workflow installs Docker")
+
+
+def test_a_page_that_hears_its_stream_asks_once_whether_that_tells_all(
+    server: Server, job_id: str, page: Page
+) -> None:
+    server.report(job_id, "provisioning")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/steps?" in request.url else None)
+    page.add_init_script("swaps = 0; document.addEventListener('htmx:sseMessage', () => swaps++)")
+    page.clock.install()
+    with page.expect_response(re.compile("/events")):
+        page.goto(server.link(job_id))
+        page.clock.run_for(1000)
+    wait_until(lambda: page.evaluate("swaps") == 1)
+    page.clock.run_for(60_000)
+    assert len(asked) == 1
 
 
 def test_where_streams_are_blocked_it_polls(server: Server, job_id: str, page: Page) -> None:

@@ -21,7 +21,7 @@ from tests.support.load import heartbeat, request
 
 NEVER = float("inf")
 POLLS = (4.0, 5.0)  # seconds between two polls
-POLLS_HEARING = (4.0, 5.0)  # once its stream is verified, until that brings something: poll() in page.js
+POLLS_HEARING = (90.0, 91.0)  # seconds
 GIVES_UP_AFTER = 10.0  # seconds, of a poll
 TURN = 0.15  # seconds that a page asks other pages whether it may have a stream
 TICKS = 10  # parts of a second: each page looks at its clock once a second, not all at once
