@@ -1,6 +1,6 @@
 """`python -m tests.screenshots [STATE …]`: every state of the gallery, light and dark, phone and desktop.
 
-They go into .screenshots/; all at once also the README's picture is taken anew.
+They go into .screenshots/; all at once also the README's pictures are taken anew.
 """
 
 import sys
@@ -19,7 +19,7 @@ from tests.support.browser import launch_options
 from tests.support.gallery import STATES, create_app
 
 FOLDER = Path(".screenshots")
-PICTURE = Path(__file__).parent / "screenshots" / "page.png"
+PICTURES = {"page.png": "configuring", "deploy-site.png": "site-building"}
 SIZES = {"phone": (360, 740), "desktop": (1280, 800)}
 SCHEMES: tuple[Literal["light"], Literal["dark"]] = ("light", "dark")
 
@@ -62,8 +62,9 @@ def main() -> None:
                     show(page, url, state)
                     page.screenshot(path=FOLDER / f"{state}-{size}-{scheme}.png", full_page=True)
                 if states == list(STATES) and (size, scheme) == ("phone", "light"):
-                    show(page, url, "configuring")
-                    page.screenshot(path=PICTURE)
+                    for name, state in PICTURES.items():
+                        show(page, url, state)
+                        page.screenshot(path=Path(__file__).parent / "screenshots" / name)
                 page.close()
         browser.close()
 
