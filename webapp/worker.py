@@ -32,8 +32,8 @@ from webapp.routes.guard import network_of
 IDLE_FOR = 10.0  # seconds that a silent connection is kept
 ARRIVES_WITHIN = 25.0  # seconds for a whole request, head and body; the contract: within 30
 SENT_WITHIN = 60.0  # seconds in which a client must read something of what is sent to it
-STOPS_WITHIN, CUT_WITHIN = 1.4, 0.3  # seconds after SIGTERM: to finish; to say 503
-STILL_COMES_WITHIN = 0.25  # seconds in which a new connection may send its request even then
+STOPS_WITHIN, CUT_WITHIN = 1.4, 0.3  # seconds after SIGTERM to answer what has begun; then to say 503
+STILL_COMES_WITHIN = 0.25  # seconds in which a new connection may still send its request after SIGTERM
 # After an answer that did not wait for the whole body: a connection that is closed on unread bytes is
 # reset, and the client loses the answer.
 DRAINED, DRAINED_WITHIN = 2**20, 1.0  # bytes, seconds
@@ -131,6 +131,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Answer what has begun; streams and idle connections end at once, what takes too long is a 503."""
         self.wsgi.extensions["milepost"].hub.end()
         end, ours = monotonic() + STOPS_WITHIN, self.connections
+        gevent.sleep(0)  # the connections that were accepted last begin, or the loop would not see them
         while (ours.waiting or ours.served) and monotonic() < end:
             gevent.sleep(0.02)
             late = monotonic() - STILL_COMES_WITHIN

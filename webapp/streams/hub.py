@@ -25,7 +25,7 @@ from webapp.streams.siblings import Siblings
 COMMENT = b": still here\n\n"
 COMMENT_EVERY = 19.0  # seconds; the contract: at least every 20 s
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # seconds between two frames of one job; of any
-ASK_WANTED = 1.0  # seconds between two looks whether an operator's stream goes on
+ASK_WANTED = 1.0  # seconds between two checks that the operator's session is open
 RETRY_AFTER = 1.0  # seconds, when the database is away
 BACK_PER_SECOND = 2000  # streams that come back after a restart, at random in the time that this takes
 
@@ -116,7 +116,7 @@ class Hub:
             topic = self._topics.get(job_id)
             if topic is None or change.number == (known := topic.change or topic.frame).number:
                 continue
-            topic.change = change if change.number > known.number else ANEW  # they can fall, as by a restore
+            topic.change = change if change.number > known.number else ANEW  # after a restore they are lower
             if not topic.renewal:  # none, or one that has ended
                 topic.renewal = gevent.spawn(self._renew, topic)
 
@@ -135,6 +135,8 @@ class Hub:
                 logs.log.warning("a stream waits for the database: %s", reason(error))
                 topic.change = ANEW
                 gevent.sleep(RETRY_AFTER)
+            except Exception:  # `siblings` compares what is shown, and so has it tried again
+                logs.log.exception("no frame of a job", extra={"fields": {"job": topic.job_id}})
         topic.renewal = None
 
     def _show(self, topic: Topic, frame: Frame) -> None:
@@ -152,7 +154,7 @@ class Hub:
         topic.changed.wait(max(seconds, 0.01))
 
     def _retry(self) -> bytes:
-        """The end of an event: when a page comes back that loses its stream, spread out as there are many."""
+        """The line that ends an event: after how many ms a page that lost its stream comes back, at random."""
         spread = random.random() * self._open / BACK_PER_SECOND  # noqa: S311
         return b"\nretry: %d\n\n" % (1000 + 1000 * spread)
 
