@@ -143,6 +143,8 @@ def close(attempt: Attempt, now: float) -> Attempt:
 def steps(attempt: Attempt, pipeline: Pipeline) -> list[Step]:
     """The steps, in order; the time of a lost milestone is not known."""
     at, state, count = attempt.rank, "active", len(pipeline.steps)
+    if attempt.status == "running":  # also one of 0.1, which kept no steps, by a built-in file with more
+        at = count
     if attempt.status == "failed":
         state = "cancelled" if attempt.was_cancelled else "error"
         failed_at = pipeline.failed_at(attempt.failed_step or "", at)

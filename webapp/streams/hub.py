@@ -154,7 +154,7 @@ class Hub:
         topic.changed.wait(max(seconds, 0.01))
 
     def _retry(self) -> bytes:
-        """The line that ends an event: after how many ms a page that lost its stream comes back, at random."""
+        """The line that ends an event: after how many ms a page that lost its stream returns, at random."""
         spread = random.random() * self._open / BACK_PER_SECOND  # noqa: S311
         return b"\nretry: %d\n\n" % (1000 + 1000 * spread)
 
