@@ -161,7 +161,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                     reader.drain()
         except (NoMoreData, OSError, gevent.GreenletExit, MemoryError):
             pass  # the connection is closed, by either side
-        except ServiceUnavailable as stopping:  # before it came to the app
+        except ServiceUnavailable as stopping:  # thrown in by `_finish`, while the request was still read
             with suppress(OSError):
                 write_error(client, 503, stopping.name, stopping.description)
         except Exception as error:  # a malformed request; its own words may hold a link's token
@@ -175,7 +175,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         largest = LARGEST_BODY
         if request.path.endswith(CALLBACK_PATH) and "X-GITHUB-EVENT" in dict(request.headers):
             has_keys = self.wsgi.extensions["milepost"].settings.webhook_keys
-            largest = LARGEST_DELIVERY if has_keys else -1  # which is not read at all
+            largest = LARGEST_DELIVERY if has_keys else -1  # every body is too large, so none is read
         length = getattr(request.body.reader, "length", None) or 0  # None for a chunked one
         is_taken, body = length <= largest, b""
         if is_taken:

@@ -116,7 +116,7 @@ def network_of(address: str) -> str:
 
 @bp.get("/sign-in")
 def form(problem: str = "", is_refused: bool = False) -> Response:
-    """The form; one with a single button where a link of `flask sign-in` brought its key along."""
+    """The form; for a link of `flask sign-in`, which carries a key, one button alone."""
     secret, key = _secret() or secrets.token_urlsafe(32), request.values.get("key", "")
     if key and (is_refused or not parts().links.read_key(key)):
         key, problem = "", problem or NO_LINK
@@ -136,9 +136,9 @@ def sign_in() -> ResponseReturnValue:
     if not _is_own_form():
         note(cause="not a form of this session")
         return form("Try again"), 400
-    secret, before = secrets.token_urlsafe(32), hash_of(_secret())
+    secret, old_session = secrets.token_urlsafe(32), hash_of(_secret())
     key_hash = hash_of(nonce) if nonce else None
-    if not sessions.open_session(ours.writer, hash_of(secret), ours.links.fingerprint, key_hash, before):
+    if not sessions.open_session(ours.writer, hash_of(secret), ours.links.fingerprint, key_hash, old_session):
         return _refused(NO_LINK)
     logs.event("sign-in")
     asked = fields.get("next", "")

@@ -112,7 +112,7 @@ class Transaction:
     def register(self, rows: Sequence[dict[str, Any]]) -> set[str]:
         """Insert jobs that were not found (`job_id`, `agent_id`, `region`, `pipeline`, `created_at`).
 
-        Those that another process has registered meanwhile are left as they are; the ids of the others.
+        Returns the ids that were inserted: a job that another process registered meanwhile is left alone.
         """
         first = {"attempt": 1, "status": "queued"}
         fresh = [first | {"link": self.links.get(row["job_id"], 0)} | row for row in rows]
@@ -153,7 +153,7 @@ class Transaction:
             self.connection.execute(_UPDATE_JOB, turned)
 
     def _completed(self, before: Attempt, after: Attempt) -> Attempt:
-        """With its steps, where it is opened, and with what is expected, where a step begins or it ends."""
+        """A newly opened attempt with its steps; with its expected times where a step has begun or ended."""
         if before.change and (after.rank, after.end) == (before.rank, before.end):
             return after
         pipeline = self.pipeline_of(before)
@@ -171,8 +171,8 @@ class Transaction:
     def _compare(self, before: Attempt, after: Attempt) -> None:
         """Note what happened, if anything did; a callback that comes in time costs two comparisons."""
         silence = (after.heard_at or 0) - (before.heard_at or after.heard_at or 0)
-        ended = (before.end, before.waiting_for) != (after.end, after.waiting_for)
-        if ended or silence > self.settings.quiet_after:
+        turned = (before.end, before.waiting_for) != (after.end, after.waiting_for)
+        if turned or silence > self.settings.quiet_after:
             clock = reads.clock_now(self.connection, self.settings)
             self.happened(list(transitions(before, after, clock)))
 

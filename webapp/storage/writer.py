@@ -33,7 +33,7 @@ from webapp.storage.transaction import Changes, Transaction
 
 GATHER_FOR = 0.02  # seconds; the longest wait for as many callbacks as shared the last commit
 ANSWERED_WITHIN = 7.0  # seconds; the contract: 503 is said within 8
-FRESH_FOR, TRIED_FOR = 0.5, 0.7  # seconds since the last commit in which nothing is tried; for a try
+FRESH_FOR, TRIED_FOR = 0.5, 0.7  # seconds: after a commit `problem()` tries nothing; it waits for a try
 SICK_AFTER = 5.0  # seconds without a commit though one was tried; the contract's
 
 T = TypeVar("T")
@@ -70,7 +70,8 @@ class Writer:
         self._enough, self._is_enough, self._wait_until = 1, Event(), 0.0
         self._bound = gevent.Timeout(None)
         self._disk = ThreadPool(1)  # not gevent's own, whose ten threads may all wait for a resolver
-        self._stored_at, self._tried_since = -inf, inf  # the last commit; the first try since that failed
+        self._stored_at = -inf  # the last commit
+        self._tried_since = inf  # the first try after it that has not succeeded
         self._problem: str | None = None  # why the last try failed, in the driver's words
 
     def receive(self, report: Report) -> tuple[bool, int]:

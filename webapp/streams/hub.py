@@ -75,9 +75,8 @@ class Hub:
         """The newest frame of a job at once and after each change, and comments; without a view, of any job.
 
         A page that has the version `seen` is sent only the last sign of life, until something else changes.
-        Ends after a frame that is over, before one of another link than the view's (it was revoked), and
-        once `is_wanted`, asked before each frame and every second, says no.
-        A slow reader gets the newest frame, never a backlog.
+        Ends after the frame of a job that is over, when the link was revoked, and when `is_wanted`, which is
+        asked before each frame and every second, says no. A slow reader gets the newest frame, no backlog.
         """
         if view is None or view.condition == "over" or view.attempt.last_signal_at is None:
             seen = ""
@@ -96,7 +95,7 @@ class Hub:
                         ending = "the job is over"
                         gevent.sleep(0)  # to close costs more than to send, so the others' frames first
                         break
-                    if topic.watchers == 1 and topic.frame.version == seen:  # `_join` makes the body anew
+                    if topic.watchers == 1 and topic.frame.version == seen:  # `_join` renders it again
                         topic.frame = topic.frame._replace(body=b"")  # 10,000 would be most of the memory
                 elif frame.alive != alive:
                     alive = frame.alive
