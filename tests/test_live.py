@@ -236,3 +236,13 @@ def test_a_clock_that_is_set_back_stops_no_stream_and_signs_nobody_out(serve: Se
         assert 'data-step="installing" data-state="active"' in events.next()["data"]
         assert listed.next()["event"] == "jobs"
     assert job_id in operator.see()
+
+
+def test_the_operators_list_hears_of_silence_too(serve: Serve, job_id: str) -> None:
+    server = serve(QUIET_AFTER="2", LOST_AFTER="4")
+    server.report(job_id, "provisioning")
+    with closing(signed_in(server).listen()) as events:
+        events.be_patient(PROMPTLY)
+        for condition in ("quiet", "lost"):
+            while server.page(job_id)["condition"] != condition:
+                assert events.next()["event"] == "jobs"

@@ -20,7 +20,8 @@ from webapp.parts import Parts
 from webapp.rules.silence import Transition
 from webapp.storage.database import reason
 from webapp.storage.notifications import PAUSES, claim, note_silence, settle
-from webapp.storage.transaction import Transaction
+from webapp.storage.transaction import ANEW, Transaction
+from webapp.streams.frames import ANY
 
 MOST_OFTEN = 5.0  # seconds between two looks
 GATHER_FOR = 1.0  # seconds in which what happens together is gathered
@@ -59,7 +60,8 @@ def _for_ever(act: Callable[[Parts], None], ours: Parts) -> None:
 
 def _note_silence(ours: Parts) -> None:
     gevent.sleep(min(ours.settings.quiet_after / 4, MOST_OFTEN))
-    ours.writer.run(lambda transaction: note_silence(transaction, ours.views.clock(transaction.connection)))
+    if ours.writer.run(lambda begun: note_silence(begun, ours.views.clock(begun.connection))):
+        ours.hub.wake({ANY: ANEW})  # the operator's lists
 
 
 def _send_due(ours: Parts) -> None:
@@ -89,6 +91,8 @@ def _next(ours: Parts, transaction: Transaction) -> tuple[Sequence[Row[Any]], st
             lines.append(f"{title} {page}")
     if len(rows) == 1 and view:
         about = f"{headline(view)}\n{report(view)}\nNoticed: {moment(rows[0].happened_at)}"
+        if view.error != view.attempt.error:  # what a watcher is not told
+            about += f"\nGitHub's answer: {view.attempt.error}"
         return rows, title, f"{about}\nProgress: {ours.links.page(view.job_id, view.link)}\nMore: {page}"
     counts = ", ".join(f"{n} {event.lower()}" for event, n in Counter(events).items())
     if len(rows) > MOST_NAMED:

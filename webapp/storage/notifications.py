@@ -38,8 +38,8 @@ def add(transaction: "Transaction", news: Sequence[Transition]) -> None:
         transaction.connection.execute(transaction.insert(notifications).on_conflict_do_nothing(), rows)
 
 
-def note_silence(transaction: "Transaction", clock: Clock) -> None:
-    """Note which attempts became quiet or lost since anybody looked; the first look sees none."""
+def note_silence(transaction: "Transaction", clock: Clock) -> bool:
+    """Note which attempts became quiet or lost since anybody looked, if any; the first look sees none."""
     for name, until in (("quiet", clock.quiet_before), ("lost", clock.lost_before)):
         since = _mark(transaction, name, until)
         heard_at = attempts.c.heard_at
@@ -48,6 +48,7 @@ def note_silence(transaction: "Transaction", clock: Clock) -> None:
         if silent:
             transaction.happened([Transition(row.job_id, row.number, name, clock.now) for row in silent])
             _set_mark(transaction, name, until)
+    return bool(transaction.transitions)
 
 
 def claim(transaction: "Transaction", now: float, busy_for: float) -> Sequence[Row[Any]]:

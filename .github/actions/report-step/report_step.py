@@ -397,18 +397,18 @@ def is_wanted(own: object) -> bool:
     return file_id() == own
 
 
-def file_id() -> tuple[int, int] | str | None:
+def file_id() -> str | None:
     """Identify HEARTBEAT_FILE: another file of its name belongs to a later heartbeat."""
     file = setting("HEARTBEAT_FILE")
     try:
-        return (Path(file).stat().st_dev, Path(file).stat().st_ino) if file else "none is needed"
+        return str(Path(file).stat().st_ino) if file else "none is needed"
     except OSError:
         return None
 
 
 def heartbeat() -> None:
     """Send heartbeats until nobody wants them; one warning for each outage."""
-    key, own = secret(piped=True), file_id()
+    key, own = secret(piped=True), setting("HEARTBEAT_FILE_ID") or file_id()
     interval = seconds("HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
     start, beats, heard = time.monotonic(), 1, True
     while own and is_wanted(own) and time.monotonic() < start + LONGEST_JOB_SECONDS:
@@ -437,6 +437,8 @@ def start_heartbeat() -> None:
     environment.pop("CALLBACK_SECRET", None)
     command = [sys.executable, "-I", str(Path(__file__).absolute()), "heartbeat"]
     with file.open("xb") as log:
+        # From here, as a later start may have replaced the file before this heartbeat has begun.
+        environment["HEARTBEAT_FILE_ID"] = str(os.fstat(log.fileno()).st_ino)
         pipe, own_end = os.pipe()
         os.write(own_end, key)
         os.close(own_end)
