@@ -148,7 +148,7 @@ def _marked(mark: str, kind: type[str] | type[int]) -> tuple[ColumnElement[Any],
 
 
 def is_in(condition: str, clock: Clock) -> ColumnElement[bool]:
-    """`progress.condition` in SQL; the unfinished attempts have an index by their last sign of life."""
+    """`silence.condition` in SQL; the unfinished attempts have an index by their last sign of life."""
     if condition == "over":
         return attempts.c.end.is_not(None)
     waits, heard_at = attempts.c.waiting_for.is_not(None), attempts.c.heard_at
