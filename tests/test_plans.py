@@ -203,7 +203,7 @@ def search_for_the_silent(milepost: Milepost) -> None:
         return any("looked_at" in asked for asked in milepost.asked)
 
     ours = milepost.app.extensions["milepost"]
-    asking = gevent.spawn(runs.ask_for_ever, ours.writer)
+    asking = gevent.spawn(runs.ask_of_silent, ours.writer)
     wait_until(has_asked)
     asking.kill()
 

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webapp.rules import progress
-from webapp.rules.attempt import Attempt, Report, Run, Step, Word
+from webapp.rules.attempt import Attempt, Report, Run, Step, Word, clock
 from webapp.rules.pipeline import BUILT_IN, load
 from webapp.rules.progress import close, is_stale, receive
-from webapp.rules.silence import clock, condition
 
 BUILT = load(None)[BUILT_IN]
 RANKS = BUILT.ranks
@@ -173,7 +172,7 @@ def test_a_retry_does_not_take_the_callbacks_of_the_run_before_it() -> None:
 
 
 def condition_at(attempt: Attempt, now: float, *closures: tuple[float, float]) -> str:
-    return condition(attempt, clock(now, 150, 900, closures))
+    return attempt.condition(clock(now, 150, 900, closures))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from webapp import cli, config, logs, notify
 from webapp.page import words
 from webapp.page.view import Views
 from webapp.parts import Parts
-from webapp.routes import api, assets, callbacks, guard, metrics, middleware, operator, watch
+from webapp.routes import api, assets, callbacks, guard, middleware, operator, watch
 from webapp.signing import Links
 from webapp.storage import database
 from webapp.storage.tables import db
@@ -45,7 +45,7 @@ def create_app() -> Flask:
     middleware.set_up(app, settings)
     below = urlsplit(settings.public_url).path
     assets.set_up(app, below)
-    for blueprint in (callbacks.bp, watch.bp, api.bp, metrics.bp, guard.bp, operator.bp, cli.bp):
+    for blueprint in (callbacks.bp, watch.bp, api.bp, api.metrics, guard.bp, operator.bp, cli.bp):
         app.register_blueprint(blueprint)
     return app
 

@@ -1,15 +1,28 @@
-"""The open connections of a worker, and which must end when there are too many."""
+"""Who has a place: the connections of a worker, and the gate before the app.
+
+Watchers enter a few at a time, so that thousands never stand before a callback. The machine's door and
+`/healthz` do not pass the gate.
+"""
 
 import resource
 from collections import defaultdict
+from contextlib import nullcontext
 from math import inf
 from time import monotonic
+from typing import Any
 
 import gevent
+from gevent.lock import BoundedSemaphore
 from greenlet import greenlet
+from werkzeug.exceptions import ServiceUnavailable
+
+from webapp.config import CALLBACK_PATH
 
 MOST = 20_000  # connections of a worker, as far as the limit of open files allows
 UNFINISHED_PER_ORIGIN = 100  # requests of one address that have arrived in part; a proxy is one address, too
+INSIDE = 8  # at once: fewer than the database has connections
+OTHERS = 6  # of these what is no stream: some of it may wait for GitHub
+A_TURN = 1e-6  # seconds; gevent runs 50 ready greenlets before it looks at the sockets, but a timer after it
 
 
 class Connections:
@@ -70,3 +83,27 @@ class Connections:
     def _end(self, this: greenlet) -> None:
         self.waiting.pop(this, None)  # it ends a little later
         gevent.kill(this)
+
+
+class Gate:
+    """WSGI: requests wait here in line.
+
+    Streams in one line, all others in another that enters the first a few at a time, so that a stream is
+    hardly ever behind them: a page whose stream has come polls no more.
+    """
+
+    def __init__(self, app: Any, connections: Connections) -> None:
+        self._app, self._connections = app, connections
+        self._inside, self._others = BoundedSemaphore(INSIDE), BoundedSemaphore(OTHERS)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """Wait for a turn, and a turn of the event loop, in which it looks at everything else."""
+        path = environ["PATH_INFO"]
+        if path.endswith(("/healthz", CALLBACK_PATH)):
+            return self._app(environ, start_response)
+        is_stream = path.endswith("/events")
+        if is_stream and self._connections.are_crowded:
+            return ServiceUnavailable("too many streams are open")(environ, start_response)
+        with nullcontext() if is_stream else self._others, self._inside:
+            gevent.sleep(A_TURN)
+            return self._app(environ, start_response)  # what it sends, and a stream, goes on outside

@@ -20,8 +20,7 @@ KEPT = 2**18  # bytes
 PIPE_BUF = 4096  # bytes; a pipe that takes any at all takes so many without waiting
 
 log = logging.getLogger("webapp")
-request_id: Callable[[], str] = str  # of the current request; routes.middleware puts its own here
-whence: Callable[[], dict[str, object]] = dict  # the address from which an event was asked for; the same
+request: Callable[[], dict[str, object]] = dict  # what is told of the current one; routes.middleware sets it
 
 
 class Sink:
@@ -98,7 +97,7 @@ def write(level: str, event: str, fields: Mapping[str, Any]) -> None:
 
 def event(name: str, **fields: object) -> None:
     """Log something that matters, with what it was about; never a secret, never a link's token."""
-    write("info", name, whence() | fields)
+    write("info", name, fields)
 
 
 def set_up() -> None:
@@ -111,12 +110,10 @@ def set_up() -> None:
 
 
 def _line(level: str, event: str, fields: Mapping[str, Any]) -> str:
-    now, request = time(), request_id()
+    now = time()
     second = strftime("%Y-%m-%dT%H:%M:%S", gmtime(now))
     said: dict[str, Any] = {"time": f"{second}.{int(now % 1 * 1000):03}Z", "level": level}
-    if request:
-        said["request"] = request
-    for name, value in {"event": event, **fields}.items():
+    for name, value in {**request(), "event": event, **fields}.items():
         longest = LONGEST_TRACEBACK if name == "traceback" else LONGEST
         said[name] = value if isinstance(value, int | float | None) else str(value)[:longest]
     return json.dumps(said) + "\n"

@@ -4,7 +4,7 @@ Apprise speaks to mail, Slack, ntfy and many more: https://appriseit.com.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from time import time
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 import gevent
 from gevent.event import Event
 from sqlalchemy import Row
-from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
 from webapp.page.words import headline, moment, report
 from webapp.parts import Parts
-from webapp.rules.silence import Transition
-from webapp.storage.database import reason
+from webapp.rules.attempt import Transition
 from webapp.storage.notifications import PAUSES, claim, note_silence, settle
+from webapp.storage.opening import keep_doing
 from webapp.storage.transaction import ANEW, Transaction
 from webapp.streams.frames import ANY
 
@@ -42,20 +41,10 @@ def tell(news: Sequence[Transition]) -> None:
 
 
 def start(ours: Parts) -> None:
-    """The greenlets of a serving process."""
-    gevent.spawn(_for_ever, _note_silence, ours)
+    """Begin to look for silence and, where there is somebody to tell, for what has to be sent."""
+    keep_doing("noting silence", _note_silence, ours)
     if ours.settings.services:
-        gevent.spawn(_for_ever, _send_due, ours)
-
-
-def _for_ever(act: Callable[[Parts], None], ours: Parts) -> None:
-    while True:
-        try:
-            act(ours)  # which waits first
-        except SQLAlchemyError as error:
-            logs.event("the database did not take what should be told", cause=reason(error))
-        except Exception:  # whatever it was, a greenlet that ended would tell nothing more
-            logs.log.exception("telling failed")
+        keep_doing("telling the operator", _send_due, ours)
 
 
 def _note_silence(ours: Parts) -> None:

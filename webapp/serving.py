@@ -134,4 +134,4 @@ def post_worker_init(worker: Any) -> None:
         sys.exit(Arbiter.WORKER_BOOT_ERROR)  # which stops the master, too
     notify.start(ours)
     if ours.settings.can_dispatch:
-        gevent.spawn(runs.ask_for_ever, ours.writer)
+        opening.keep_doing("asking GitHub", runs.ask_of_silent, ours.writer)

@@ -26,11 +26,6 @@ def is_signed(body: bytes, signature: str, keys: Iterable[bytes]) -> bool:
     return any(_HMAC_SHA256.verify_signature(key, body, digest) for key in keys)
 
 
-def hash_of(secret: str) -> str:
-    """What the database keeps of a random secret of ours."""
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
 class Links:
     """The addresses that open a page, a badge or the operator's session to anybody who has them.
 

@@ -25,8 +25,7 @@ from werkzeug.exceptions import RequestEntityTooLarge, ServiceUnavailable
 
 from webapp import logs
 from webapp.config import CALLBACK_PATH, LARGEST_BODY, LARGEST_DELIVERY
-from webapp.connections import Connections
-from webapp.gate import Gate
+from webapp.connections import Connections, Gate
 from webapp.routes.guard import network_of
 
 IDLE_FOR = 10.0  # seconds that a silent connection is kept

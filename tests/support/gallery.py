@@ -15,10 +15,9 @@ from flask import Flask, Response, abort, render_template, render_template_strin
 from webapp.config import ROOT, Settings
 from webapp.page.view import View
 from webapp.parts import Parts
-from webapp.rules.attempt import Attempt
+from webapp.rules.attempt import Attempt, clock
 from webapp.rules.pipeline import MOST, Pipeline, Step, load
 from webapp.rules.progress import expect
-from webapp.rules.silence import clock
 
 ENVIRON = {
     "DATABASE_URL": "sqlite:////nowhere/milepost.db",

@@ -10,14 +10,12 @@ from time import time
 from typing import Any
 
 import gevent
-from sqlalchemy.exc import SQLAlchemyError
 
 from webapp import logs
 from webapp.github.client import BOUND, Refused, ask, find_run, words, workflow_of
 from webapp.rules import progress
 from webapp.rules.attempt import WAITS_FOR, Attempt, Run, Word
 from webapp.rules.report import RUN_ATTEMPT, WHOLE, BadField, Rule, checked, matching
-from webapp.storage.database import reason
 from webapp.storage.jobs import attempts_of, jobs_of_run
 from webapp.storage.transaction import Transaction
 from webapp.storage.writer import Writer
@@ -170,19 +168,12 @@ def conclude(
     return after.end == "refused"
 
 
-def ask_for_ever(writer: Writer) -> None:
-    """A greenlet of each process: ask GitHub of silent and waiting jobs, each once per QUIET_AFTER."""
+def ask_of_silent(writer: Writer) -> None:
+    """Ask GitHub of jobs that are silent or wait, each once per QUIET_AFTER; this waits first."""
     quiet_after = writer.settings.quiet_after
-    while True:
-        gevent.sleep(min(quiet_after / 2, MOST_OFTEN))
-        try:
-            due = writer.run(lambda transaction: transaction.claim_silent(time(), quiet_after, BOUND))
-            for attempt in due:
-                _ask(writer, attempt)
-        except SQLAlchemyError as error:
-            logs.event("asking GitHub failed", cause=reason(error))
-        except Exception:  # whatever it was, a greenlet that ended would ask no more
-            logs.log.exception("asking GitHub failed")
+    gevent.sleep(min(quiet_after / 2, MOST_OFTEN))
+    for attempt in writer.run(lambda transaction: transaction.claim_silent(time(), quiet_after, BOUND)):
+        _ask(writer, attempt)
 
 
 def _ask(writer: Writer, attempt: Attempt) -> None:

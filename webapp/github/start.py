@@ -9,7 +9,7 @@ from werkzeug.exceptions import Conflict, NotFound
 from webapp import logs
 from webapp.github.client import BOUND, Refused, dispatch, find_run, workflow_of
 from webapp.github.runs import conclude
-from webapp.rules import progress, silence
+from webapp.rules import progress
 from webapp.rules.attempt import Attempt
 from webapp.rules.report import Start
 from webapp.storage.jobs import attempts_of, clock_now
@@ -45,7 +45,7 @@ def act(writer: Writer, verb: str, job_id: str) -> None:
 
 
 def _condition(transaction: Transaction, attempt: Attempt) -> str:
-    return silence.condition(attempt, clock_now(transaction.connection, transaction.settings))
+    return attempt.condition(clock_now(transaction.connection, transaction.settings))
 
 
 def _retry(transaction: Transaction, current: Attempt, condition: str) -> Due:

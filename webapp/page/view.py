@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from webapp.config import Settings
-from webapp.rules import progress, silence
-from webapp.rules.attempt import Attempt, Step
+from webapp.rules import progress
+from webapp.rules.attempt import Attempt, Clock, Step
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.report import LATEST_TIME
 from webapp.storage.jobs import attempt_from, attempts_of, clock_now, find, pipeline_of
@@ -34,7 +34,7 @@ class View:
     link: int
     attempt: Attempt
     pipeline: Pipeline
-    clock: silence.Clock
+    clock: Clock
     settings: Settings
     newest: int = 0
 
@@ -55,8 +55,8 @@ class View:
 
     @cached_property
     def condition(self) -> str:
-        """One of silence.CONDITIONS; nothing more is expected of an attempt that was superseded."""
-        return "over" if self.is_superseded else silence.condition(self.attempt, self.clock)
+        """One of attempt.CONDITIONS; nothing more is expected of an attempt that was superseded."""
+        return "over" if self.is_superseded else self.attempt.condition(self.clock)
 
     @cached_property
     def tone(self) -> str:
@@ -149,7 +149,7 @@ class Views:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def clock(self, connection: Connection | None = None) -> silence.Clock:
+    def clock(self, connection: Connection | None = None) -> Clock:
         """The clock of silence, now."""
         return clock_now(connection, self._settings)
 

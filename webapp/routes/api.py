@@ -1,29 +1,42 @@
-"""The operator's door for machines: jobs as JSON, for a client that bears the operator token."""
+"""The operator's door for machines: jobs as JSON and `GET /metrics`, for whoever bears the operator token.
+
+What `/metrics` counts is read from the database, the same in every process. What only a process knows
+carries its process id as `worker`; behind several a scrape meets one of them.
+"""
 
 import json
+import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from time import time
 from typing import Any
 
 from flask import Blueprint, Response, abort, g, jsonify, request
 from flask.typing import ResponseReturnValue
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from webapp import refusals
 from webapp.github import start
 from webapp.github.client import Refused
 from webapp.page.view import View, iso
 from webapp.parts import parts
 from webapp.routes import guard
 from webapp.routes.middleware import note
-from webapp.rules.attempt import STATUSES
+from webapp.rules.attempt import CONDITIONS, STATUSES
 from webapp.rules.report import ID, WHOLE, BadField, Rule, checked, one_of, parse, read_start
-from webapp.rules.silence import CONDITIONS
-from webapp.storage.jobs import Wanted, callbacks_of, newest_jobs
+from webapp.storage.jobs import Wanted, callbacks_of, jobs_by_state, newest_jobs, stored_callbacks
+from webapp.storage.notifications import waiting_notifications
 from webapp.storage.tables import db
 
 LARGEST_PAGE = 200
 
 bp = Blueprint("api", __name__, url_prefix="/api/jobs")
-bp.before_request(guard.require_token)
+metrics = Blueprint("metrics", __name__)
+for each in (bp, metrics):
+    each.before_request(guard.require_token)
 
 
 def _limit(text: str) -> int | None:
@@ -143,3 +156,37 @@ def _as_json(view: View) -> dict[str, Any]:
         "server_ip": attempt.server_ip,
         "tailscale_ip": attempt.tailscale_ip,
     }
+
+
+class Scrape(Collector):
+    """What one scrape of `/metrics` tells."""
+
+    def collect(self) -> Iterator[Metric]:
+        """All of it."""
+        ours, connection, worker = parts(), db.session.connection(), str(os.getpid())
+        labels = ("pipeline", "status", "condition")
+        jobs = GaugeMetricFamily("milepost_jobs", "Jobs, by their current attempt.", labels=labels)
+        for *state, number in jobs_by_state(connection, ours.views.clock(connection)):
+            jobs.add_metric(state, number)
+        yield jobs
+        stored, newest = stored_callbacks(connection)
+        yield GaugeMetricFamily("milepost_callbacks", "Callbacks that are stored.", value=stored)
+        if newest is not None:
+            age = max(time() - newest, 0)
+            yield GaugeMetricFamily("milepost_newest_callback_age_seconds", "How old it is.", value=age)
+        waiting = waiting_notifications(connection)
+        yield GaugeMetricFamily("milepost_notifications_waiting", "Not sent, not given up.", value=waiting)
+        streams = GaugeMetricFamily("milepost_streams", "Open streams.", labels=("worker",))
+        streams.add_metric([worker], ours.hub.watchers())
+        yield streams
+        text = "Callbacks that were not stored, by the status of the answer."
+        refused = CounterMetricFamily("milepost_callbacks_refused", text, labels=("worker", "status"))
+        for status, number in refusals.by_status.items():
+            refused.add_metric([worker, str(status)], number)
+        yield refused
+
+
+@metrics.get("/metrics")
+def scrape() -> Response:
+    """In Prometheus's text."""
+    return Response(generate_latest(Scrape()), content_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -24,7 +24,6 @@ from werkzeug.exceptions import TooManyRequests
 from webapp import logs
 from webapp.parts import parts
 from webapp.routes.middleware import note
-from webapp.signing import hash_of
 from webapp.storage import sessions
 from webapp.storage.tables import db
 
@@ -38,8 +37,8 @@ _wrong: OrderedDict[str, deque[float]] = OrderedDict()  # the newest times, by a
 
 def require_session() -> ResponseReturnValue | None:
     """Before a page: redirect to the sign-in; a form has to be one of this very session."""
-    fingerprint = parts().links.fingerprint
-    if not _secret() or not sessions.is_open(db.session.connection(), hash_of(_secret()), fingerprint):
+    secret, fingerprint = _secret(), parts().links.fingerprint
+    if not secret or not sessions.is_open(db.session.connection(), secret, fingerprint):
         sign_in = url_for("sign_in.form", next=_page_asked_for())
         if "HX-Request" in request.headers:  # a redirect would be followed unseen
             return "", 401, {"HX-Redirect": sign_in}
@@ -60,12 +59,12 @@ def _page_asked_for() -> str | None:
 
 def lasting_session() -> Callable[[], bool]:
     """Tells, later and outside of this request, whether its session goes on; for its streams."""
-    engine, hash, fingerprint = db.engine, hash_of(_secret()), parts().links.fingerprint
+    engine, secret, fingerprint = db.engine, _secret(), parts().links.fingerprint
 
     def is_open() -> bool:
         try:
             with engine.connect() as connection:
-                return sessions.is_open(connection, hash, fingerprint)
+                return sessions.is_open(connection, secret, fingerprint)
         except SQLAlchemyError:  # nothing can be shown now; once it can, this is asked again
             return True
 
@@ -136,9 +135,8 @@ def sign_in() -> ResponseReturnValue:
     if not _is_own_form():
         note(cause="not a form of this session")
         return form("Try again"), 400
-    secret, old_session = secrets.token_urlsafe(32), hash_of(_secret())
-    key_hash = hash_of(nonce) if nonce else None
-    if not sessions.open_session(ours.writer, hash_of(secret), ours.links.fingerprint, key_hash, old_session):
+    secret = secrets.token_urlsafe(32)
+    if not sessions.open_session(ours.writer, secret, ours.links.fingerprint, nonce, replaced=_secret()):
         return _refused(NO_LINK)
     logs.event("sign-in")
     asked = fields.get("next", "")
@@ -148,15 +146,12 @@ def sign_in() -> ResponseReturnValue:
 
 
 def _refused(problem: str) -> ResponseReturnValue:
-    """Count it, and show the form again."""
-    cause, status, headers = problem[:1].lower() + problem[1:], 403, {}
-    try:
-        _count_wrong()
-    except TooManyRequests as error:
-        problem, status, headers = str(error.description), 429, {"Retry-After": str(error.retry_after)}
-    note(cause=cause)
+    """Count it, and show the form again. Raises TooManyRequests."""
+    cause = problem[:1].lower() + problem[1:]
     logs.event("sign-in refused", cause=cause)
-    return form(problem, is_refused=True), status, headers
+    _count_wrong()
+    note(cause=cause)
+    return form(problem, is_refused=True), 403
 
 
 @bp.post("/sign-out")
@@ -164,8 +159,8 @@ def sign_out() -> ResponseReturnValue:
     """End the session, with its cookie and its streams."""
     if refused := require_session():
         return refused
-    hash = hash_of(_secret())
-    parts().writer.run(lambda transaction: sessions.end_session(transaction, hash))
+    secret = _secret()
+    parts().writer.run(lambda transaction: sessions.end_session(transaction, secret))
     logs.event("sign-out")
     response = redirect(url_for("sign_in.form"), 303)
     _set_cookie(response, "", 0)
@@ -175,7 +170,7 @@ def sign_out() -> ResponseReturnValue:
 @bp.app_template_global()
 def csrf(secret: str = "") -> str:
     """What the forms of this client carry: only a page of ours, read with its cookie, shows it."""
-    return hash_of(f"csrf {secret or _secret()}")
+    return sessions.hash_of(f"csrf {secret or _secret()}")
 
 
 def _is_own_form() -> bool:

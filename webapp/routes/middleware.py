@@ -79,8 +79,9 @@ def set_up(app: Flask, settings: Settings) -> None:
             _log(response.status_code)
         return response
 
-    logs.whence = lambda: {"address": request.remote_addr} if has_request_context() else {}
-    logs.request_id = lambda: g.get("request_id", "") if has_request_context() else ""
+    logs.request = lambda: (
+        {"request": g.get("request_id"), "address": request.remote_addr} if has_request_context() else {}
+    )
     app.register_error_handler(HTTPException, say)
     app.register_error_handler(BadField, lambda error: say(BadRequest(str(error))))
     app.register_error_handler(SQLAlchemyError, unavailable)
@@ -101,7 +102,6 @@ def _log(status: int) -> None:
         "route": rule.rule if rule else None,
         "status": status,
         "ms": round((perf_counter() - g.began) * 1000, 1),
-        "address": request.remote_addr,
     }
     is_refused = status >= 400 and request.path.startswith("/api/")
     logs.write("error" if status >= 500 else "warning" if is_refused else "info", "request", fields | g.noted)

@@ -17,10 +17,9 @@ from webapp.page.view import View
 from webapp.parts import parts
 from webapp.routes import guard
 from webapp.routes.middleware import event_stream, note
-from webapp.rules.attempt import STATUSES
+from webapp.rules.attempt import CONDITIONS, STATUSES
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import ID_RULE, JOB_ID, START, BadField, read_start
-from webapp.rules.silence import CONDITIONS
 from webapp.storage import jobs
 from webapp.storage.notifications import notifications_of
 from webapp.storage.tables import MILESTONES, db

@@ -1,10 +1,15 @@
-"""The values of the rules: runs, reports, GitHub's words, attempts and steps. Times are Unix seconds."""
+"""The values of the rules: runs, reports, GitHub's words, attempts and steps. Times are Unix seconds.
 
-from collections.abc import Mapping
+Silence is read off the clock and never stored.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 STATUSES = ("queued", "provisioning", "running", "failed")
+CONDITIONS = ("live", "waiting", "quiet", "lost", "over")
 WAITS_FOR = {"waiting": "approval", "pending": "run", "queued": "runner", "requested": "runner"}
 
 
@@ -53,6 +58,25 @@ class Word:
     url: str | None = None
     repository: str | None = None
     name: str | None = None  # the run's title, where that may name the job
+
+
+class Clock(NamedTuple):
+    """A moment, and the times of the last sign of life before which an attempt is quiet, or lost, by then."""
+
+    now: float
+    quiet_before: float
+    lost_before: float
+
+
+def clock(now: float, quiet_after: float, lost_after: float, shut: Iterable[tuple[float, float]]) -> Clock:
+    """The clock at `now`; `shut` are the times, (from, until), when the door was shut: no silence."""
+    quiet, lost, counted = now - quiet_after, now - lost_after, now
+    for began, ended in sorted(shut, key=itemgetter(1), reverse=True):
+        if ended <= now:
+            ended, counted = min(ended, counted), min(began, counted)  # no time counts twice
+            quiet -= ended - counted if quiet < ended else 0
+            lost -= ended - counted if lost < ended else 0
+    return Clock(now, quiet, lost)
 
 
 class Attempt(NamedTuple):
@@ -115,6 +139,14 @@ class Attempt(NamedTuple):
         """Whether the end was nobody's error."""
         return self.end in ("failed", "closed") and self.failed_step in ("cancelled", "timed_out")
 
+    def condition(self, clock: Clock) -> str:
+        """One of CONDITIONS, read off the clock."""
+        if self.end or self.waiting_for:
+            return "over" if self.end else "waiting"
+        if self.heard_at is None or self.heard_at >= clock.quiet_before:
+            return "live"
+        return "lost" if self.heard_at < clock.lost_before else "quiet"
+
 
 class Step(NamedTuple):
     """One of the stages a person sees."""
@@ -124,3 +156,25 @@ class Step(NamedTuple):
     state: str
     started_at: float | None
     finished_at: float | None
+
+
+class Transition(NamedTuple):
+    """What is logged and told: `name` is done, failed, cancelled, waiting, quiet, lost or recovered."""
+
+    job_id: str
+    number: int
+    name: str
+    at: float
+
+
+def transitions(before: Attempt, after: Attempt, clock: Clock) -> Iterator[Transition]:
+    """What turned between two states of an attempt; silence is not among it, since no report brings it."""
+    was, now = before.condition(clock), after.condition(clock)
+    silent = ("quiet", "lost")
+    if was in silent and now not in silent and after.end != "closed":
+        yield Transition(after.job_id, after.number, "recovered", clock.now)
+    if after.end and after.end != before.end:
+        name = "cancelled" if after.was_cancelled else "done" if after.end == "running" else "failed"
+        yield Transition(after.job_id, after.number, name, clock.now)
+    elif now == "waiting" != was:
+        yield Transition(after.job_id, after.number, "waiting", clock.now)

@@ -13,10 +13,9 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, 
 
 from webapp.config import Settings
 from webapp.rules import progress
-from webapp.rules.attempt import Attempt
+from webapp.rules.attempt import CONDITIONS, Attempt, Clock, clock
 from webapp.rules.pipeline import BUILT_IN, Pipeline, from_content, load
 from webapp.rules.report import JOB_ID, BadField
-from webapp.rules.silence import CONDITIONS, Clock, clock
 from webapp.storage.tables import attempts, callbacks, closures, definitions, departed, jobs
 
 ROW_ID = re.compile("[0-9]{1,18}")
@@ -148,7 +147,7 @@ def _marked(mark: str, kind: type[str] | type[int]) -> tuple[ColumnElement[Any],
 
 
 def is_in(condition: str, clock: Clock) -> ColumnElement[bool]:
-    """`silence.condition` in SQL; the unfinished attempts have an index by their last sign of life."""
+    """`Attempt.condition` in SQL; the unfinished attempts have an index by their last sign of life."""
     if condition == "over":
         return attempts.c.end.is_not(None)
     waits, heard_at = attempts.c.waiting_for.is_not(None), attempts.c.heard_at

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Row, func, select, tuple_
 
-from webapp.rules.silence import Clock, Transition
+from webapp.rules.attempt import Clock, Transition
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, marks, notifications
 

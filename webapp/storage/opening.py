@@ -1,6 +1,5 @@
-"""What each process does with the database before and beside its work: refuse, record, watch."""
+"""What each process does before and beside its work: refuse a database, record the start, look again."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -8,6 +7,7 @@ import gevent
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
+from webapp import logs
 from webapp.storage import jobs as reads
 from webapp.storage.arrivals import try_to_store
 from webapp.storage.database import reason
@@ -18,8 +18,6 @@ from webapp.storage.writer import Writer
 CLOSURES_KEPT = 7 * 86_400.0  # seconds
 LOOK_EVERY = 1.0  # seconds
 SQLITE_ERROR, SQLITE_NOTADB = 1, 26  # no such table or column; not a database: waiting mends neither
-
-log = logging.getLogger(__name__)
 
 
 class CannotStart(Exception):
@@ -40,8 +38,31 @@ def begin(writer: Writer, started_at: float) -> None:
     except SQLAlchemyError as error:
         if _is_schema(error):
             raise CannotStart(f"{reason(error)}: flask db upgrade may help") from None
-        log.warning("the server starts without its database: %s", reason(error))
-    gevent.spawn(_watch, writer, record, is_recorded)
+        logs.log.warning("the server starts without its database: %s", reason(error))
+
+    def look() -> None:
+        nonlocal is_recorded
+        gevent.sleep(LOOK_EVERY)
+        if not is_recorded or (writer.files and not writer.files.are_kept()):
+            writer.run(record)  # which opens an exchanged file anew
+            is_recorded = True
+
+    keep_doing("looking after the database", look)
+
+
+def keep_doing(what: str, act: Callable[..., object], *given: object) -> None:
+    """Start a greenlet that does it for ever, whatever goes wrong; `act` waits first."""
+
+    def for_ever() -> None:
+        while True:
+            try:
+                act(*given)
+            except SQLAlchemyError as error:
+                logs.log.warning("%s failed: %s", what, reason(error))
+            except Exception:
+                logs.log.exception("%s failed", what)
+
+    gevent.spawn(for_ever)
 
 
 def _refuse_pooler(engine: Engine) -> None:
@@ -74,17 +95,3 @@ def _is_schema(error: SQLAlchemyError) -> bool:
     if isinstance(error, OperationalError):
         return getattr(error.orig, "sqlite_errorcode", None) in (SQLITE_ERROR, SQLITE_NOTADB)
     return isinstance(error, ProgrammingError | IntegrityError)
-
-
-def _watch(writer: Writer, record: Callable[[Transaction], None], is_recorded: bool) -> None:
-    """A greenlet of each process: record the start once the database answers, and look after its files."""
-    while True:
-        gevent.sleep(LOOK_EVERY)
-        try:
-            if not is_recorded:
-                writer.run(record)
-                is_recorded = True
-            elif writer.files and not writer.files.are_kept():
-                writer.run(lambda transaction: None)  # which opens them anew
-        except Exception as error:
-            log.warning("the database does not answer: %s", reason(error))

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, and_, func, or_, select
 
+from webapp.rules.attempt import Clock
 from webapp.rules.progress import NEWEST
-from webapp.rules.silence import Clock
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, callbacks, departed, jobs
 from webapp.storage.transaction import DELETED_FOR, Transaction

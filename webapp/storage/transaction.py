@@ -10,10 +10,9 @@ from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select, tupl
 from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
-from webapp.rules.attempt import Attempt
+from webapp.rules.attempt import Attempt, Transition, transitions
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.progress import expect
-from webapp.rules.silence import Transition, transitions
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
 from webapp.storage.tables import attempts, callbacks, definitions, departed, jobs, notifications

@@ -25,8 +25,7 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from webapp.config import Settings
-from webapp.rules.attempt import Report
-from webapp.rules.silence import Transition
+from webapp.rules.attempt import Report, Transition
 from webapp.storage.arrivals import receive, try_to_store
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
 from webapp.storage.transaction import Changes, Transaction
