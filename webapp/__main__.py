@@ -36,21 +36,17 @@ def main() -> None:
         flask_migrate.upgrade()
         has_jobs = bool(newest_jobs(db.session.connection(), 1)[0])
         db.engine.dispose()
-        _try_to_listen(parts().settings)
+        host, port, address = parts().settings.host, parts().settings.port, parts().settings.address
+        try:  # gunicorn would, for five seconds, and say in ten lines that it cannot
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            raise config.BadSetting(f"HOST and PORT: {address}: {error.strerror}") from None
         print(f"Sign in: {parts().links.sign_in()}", flush=True)
     if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both
     os.execv(sys.executable, [sys.executable, "-c", GUNICORN, "-c", "python:webapp.serving", "wsgi:app"])
-
-
-def _try_to_listen(settings: config.Settings) -> None:
-    """Raise BadSetting where gunicorn could not: it would try for five seconds, and say so in ten lines."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        socket.create_server((settings.host, settings.port), family=family).close()
-    except OSError as error:
-        raise config.BadSetting(f"HOST and PORT: {settings.address}: {error.strerror}") from None
 
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is silent

@@ -1,4 +1,4 @@
-"""Where the parts meet: no routes, no queries."""
+"""The app: its settings, its parts and its doors."""
 
 import sys
 from typing import Any
@@ -8,17 +8,12 @@ from flask import Flask
 from flask_migrate import Migrate
 from jinja2 import StrictUndefined
 
-from webapp import cli, config, logs, notify
+from webapp import cli, config, logs
 from webapp.page import words
-from webapp.page.view import Views
 from webapp.parts import Parts
 from webapp.routes import api, assets, callbacks, guard, middleware, operator, watch
-from webapp.signing import Links
 from webapp.storage import database
 from webapp.storage.tables import db
-from webapp.storage.writer import Writer
-from webapp.streams.frames import Frames
-from webapp.streams.hub import Hub
 
 
 def _log_exception(exc_info: Any) -> None:  # Flask's own line names the path, which may hold a token
@@ -40,7 +35,7 @@ def create_app() -> Flask:
     db.init_app(app)
     Migrate(app, db, directory=str(config.MIGRATIONS))
     with app.app_context():
-        app.extensions["milepost"] = _parts(app, settings)
+        app.extensions["milepost"] = Parts(app, settings)
     logs.set_up()
     middleware.set_up(app, settings)
     below = urlsplit(settings.public_url).path
@@ -48,12 +43,3 @@ def create_app() -> Flask:
     for blueprint in (callbacks.bp, watch.bp, api.bp, api.metrics, guard.bp, operator.bp, cli.bp):
         app.register_blueprint(blueprint)
     return app
-
-
-def _parts(app: Flask, settings: config.Settings) -> Parts:
-    files = database.prepare(db.engine)
-    views = Views(settings)
-    hub = Hub(db.engine, Frames(db.engine, views, app.jinja_env.get_template("_steps.html")))
-    writer = Writer(db.engine, files, settings, hub.wake, notify.tell)
-    links = Links(settings.public_url, settings.secret_key, settings.operator_token)
-    return Parts(settings, links, writer, views, hub)

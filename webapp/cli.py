@@ -1,35 +1,43 @@
 """The terminal's door: the operator's verbs without a browser, and the installation's upkeep."""
 
 import json
+import os
 import sqlite3
+import subprocess
 import sys
 import tarfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from time import time
+from secrets import token_hex
+from time import sleep, time
 from types import TracebackType
 
 import click
 import flask_migrate
+import requests
 from flask import Blueprint
 from sqlalchemy.exc import SQLAlchemyError
 
-from webapp import check, rehearsal
-from webapp.config import MADE, ROOT, keep_secret, made_secret
+from webapp import check
+from webapp.config import CALLBACK_PATH, MADE, ROOT, Settings, keep_secret, made_secret
 from webapp.notify import send
 from webapp.page.view import iso
 from webapp.parts import parts
+from webapp.rules.pipeline import BUILT_IN, Pipeline
 from webapp.storage import backup, pruning
 from webapp.storage.database import reason
 from webapp.storage.jobs import count, find, newest_jobs
 from webapp.storage.tables import db
 
 # Of these a sentence is told, not a traceback.
-FAILURES = (click.ClickException, backup.Refused, OSError, EOFError, sqlite3.Error, tarfile.TarError)
+FAILURES = (click.ClickException, OSError, EOFError, sqlite3.Error, tarfile.TarError)
 TELL_EVERY = 1000  # pruned jobs
+SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"
+TRY_EVERY, TRIES = 0.2, 150  # seconds; while a server starts
+SERVER = {"SERVER_ID": "4711", "SERVER_IP": "192.0.2.7", "TAILSCALE_IP": "100.64.0.7"}
 
 bp = Blueprint("cli", __name__, cli_group=None)
-bp.cli.add_command(rehearsal.rehearse)
 as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 
@@ -168,6 +176,71 @@ def prune(days: float, dry_run: bool) -> None:
     if not pruning.give_back(db.engine):
         click.echo("the file keeps its size: its space is used again", err=True)
     click.echo(f"{pruned} jobs pruned")
+
+
+@bp.cli.command()
+@click.option("--pace", default=3.0, show_default=True, type=click.FloatRange(0), metavar="SECONDS")
+@click.option("--fail-at", metavar="FAILED_STEP", help="The step that fails, as a callback would name it.")
+@click.option("--job-id", help="Of the job to rehearse; a new one otherwise.")
+@click.option("--pipeline", "name", default=BUILT_IN, show_default=True, metavar="NAME")
+@click.option("--wait", is_flag=True, help="For a server that is about to start.")
+def rehearse(pace: float, fail_at: str | None, job_id: str | None, name: str, wait: bool) -> None:
+    """Send a whole run to the running server, through the sender that workflows use."""
+    settings, job_id = parts().settings, job_id or f"rehearsal-{token_hex(4)}"
+    known = settings.pipelines
+    if name not in known:
+        raise click.ClickException(f"no pipeline is called {name}; there are {', '.join(sorted(known))}")
+    click.echo(f"Progress page: {_register(settings, job_id, name, TRIES if wait else 1)}")
+    environment = os.environ | {
+        "CALLBACK_URL": f"http://{settings.address}{CALLBACK_PATH}",
+        "CALLBACK_SECRET": settings.callback_keys[0].decode(),
+        "JOB_ID": job_id,
+        "GITHUB_RUN_ID": str(int(time() * 1000)),
+        "GITHUB_RUN_ATTEMPT": "1",
+        "SUMMARY": "no",
+        "no_proxy": "*",
+    }
+    for report in _reports(settings, known[name], fail_at):
+        sleep(pace)
+        said = subprocess.run(
+            [sys.executable, SENDER], env=environment | report, capture_output=True, text=True, check=True
+        )
+        if "::warning" in said.stdout:
+            raise click.ClickException(f"a callback was not delivered: {said.stdout}")
+
+
+def _register(settings: Settings, job_id: str, pipeline: str, tries: int) -> str:
+    """The progress URL of the job, which the server knows from now on."""
+    url = f"http://{settings.address}/api/jobs"
+    job: dict[str, object] = {"job_id": job_id, "agent_id": job_id, "region": "rehearsal"}
+    job |= {"pipeline": pipeline, "dispatch": False}
+    headers = {"Authorization": f"Bearer {settings.operator_token}"}
+    while True:
+        try:
+            answer = requests.post(url, json=job, headers=headers, timeout=10)
+            answer.raise_for_status()
+            return str(answer.json()["progress_url"])
+        except (requests.RequestException, ValueError, KeyError) as error:
+            if (tries := tries - 1) <= 0:
+                raise click.ClickException(f"{url} did not take the job: {error}") from None
+        sleep(TRY_EVERY)
+
+
+def _reports(settings: Settings, pipeline: Pipeline, fail_at: str | None) -> Iterator[dict[str, str]]:
+    """What each callback says, as the sender's environment; with `fail_at` up to the step that fails."""
+    last = pipeline.failed_at(fail_at, 0) if fail_at else len(pipeline.steps)
+    yield {"STATUS": "provisioning"}
+    for step in pipeline.steps[1 : last + 1]:
+        for milestone in step.reached_by:
+            if milestone != "provisioning":
+                yield {"STATUS": "provisioning", "STEP": milestone}
+    if fail_at:
+        error = f"This is a rehearsal: the step {fail_at} was made to fail."
+        left = {"SERVER_LEFT": "false"} if pipeline.leaves else {}
+        yield {"STATUS": "failed", "FAILED_STEP": fail_at, "ERROR": error, **left}
+    else:
+        result = {"RESULT_URL": settings.public_url} if pipeline.result else {}
+        yield {"STATUS": "running", **(SERVER if pipeline.leaves == "server" else {}), **result}
 
 
 def tell_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:

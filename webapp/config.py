@@ -172,11 +172,6 @@ class Settings(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def callback_url(self) -> str:
-        """Where workflows are told to report."""
-        return self.public_url + CALLBACK_PATH
-
-    @property
     def can_dispatch(self) -> bool:
         """Whether GitHub may be asked to run a job."""
         return bool(self.dispatch_token and self.dispatch_repository)

@@ -41,11 +41,6 @@ class Connections:
         # Those whose request has arrived in part, the oldest first, by origin.
         self._unfinished: defaultdict[str, dict[greenlet, None]] = defaultdict(dict)
 
-    @property
-    def are_crowded(self) -> bool:
-        """Whether another stream would take one of the connections that are kept for everything else."""
-        return len(self.served) > self.most * 0.9
-
     def wait(self, this: greenlet) -> None:
         """It waits for a request, from now on."""
         self.served.discard(this)
@@ -102,7 +97,7 @@ class Gate:
         if path.endswith(("/healthz", CALLBACK_PATH)):
             return self._app(environ, start_response)
         is_stream = path.endswith("/events")
-        if is_stream and self._connections.are_crowded:
+        if is_stream and len(self._connections.served) > self._connections.most * 0.9:  # a few stay free
             return ServiceUnavailable("too many streams are open")(environ, start_response)
         with nullcontext() if is_stream else self._others, self._inside:
             gevent.sleep(A_TURN)

@@ -1,4 +1,4 @@
-"""Tells the operator what happened: in the log at once, and by NOTIFY_URLS in a greenlet of its own.
+"""Tells the operator by NOTIFY_URLS what happened.
 
 Apprise speaks to mail, Slack, ntfy and many more: https://appriseit.com.
 """
@@ -10,14 +10,12 @@ from time import time
 from typing import Any
 
 import gevent
-from gevent.event import Event
 from sqlalchemy import Row
 
 from webapp import logs
 from webapp.page.words import headline, moment, report
 from webapp.parts import Parts
-from webapp.rules.attempt import Transition
-from webapp.storage.notifications import PAUSES, claim, note_silence, settle
+from webapp.storage.notifications import PAUSES, claim, happened, note_silence, settle
 from webapp.storage.opening import keep_doing
 from webapp.storage.transaction import ANEW, Transaction
 from webapp.streams.frames import ANY
@@ -30,14 +28,6 @@ LONGEST = 200  # characters of a reason
 MOST_NAMED = 30  # jobs in one message
 TITLES = {"lost": "Lost contact", "recovered": "Heard of again"}  # in place of the event's own name
 KINDS = {"done": "success", "recovered": "success", "cancelled": "warning"}
-happened = Event()  # something has to be sent
-
-
-def tell(news: Sequence[Transition]) -> None:
-    """Log what a transaction brought, and wake the sender."""
-    for each in news:
-        logs.event(each.name, job=each.job_id, attempt=each.number)
-    happened.set()
 
 
 def start(ours: Parts) -> None:

@@ -1,26 +1,29 @@
-"""The parts that the doors share; `create_app` makes them, once per app."""
+"""The parts that the doors share: where they meet, once per app; no routes, no queries."""
 
-from dataclasses import dataclass
 from typing import cast
 
-from flask import current_app
+from flask import Flask, current_app
 
 from webapp.config import Settings
 from webapp.page.view import Views
 from webapp.signing import Links
+from webapp.storage import database
+from webapp.storage.tables import db
 from webapp.storage.writer import Writer
+from webapp.streams.frames import Frames
 from webapp.streams.hub import Hub
 
 
-@dataclass(frozen=True)
 class Parts:
-    """What a door needs to find, tell and show."""
+    """What a door needs to find, tell and show; made in an app's context."""
 
-    settings: Settings
-    links: Links
-    writer: Writer
-    views: Views
-    hub: Hub
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        files = database.prepare(db.engine)
+        self.settings = settings
+        self.links = Links(settings.public_url, settings.secret_key, settings.operator_token)
+        self.views = Views(settings)
+        self.hub = Hub(db.engine, Frames(db.engine, self.views, app.jinja_env.get_template("_steps.html")))
+        self.writer = Writer(db.engine, files, settings, self.hub.wake)
 
 
 def parts() -> Parts:

@@ -57,22 +57,17 @@ RUN: dict[str, Rule] = {  # what is read of a run or a job of one; anything else
 
 def deliver(writer: Writer, event: str, payload: Mapping[str, Any]) -> list[str]:
     """Take a delivery of GitHub's; the ids of the jobs that it is about. Raises BadField."""
+    if event not in ("workflow_run", "workflow_job"):
+        return []
     try:
-        word = _read_delivery(writer, event, payload)
+        repository = str(payload["repository"]["full_name"])[:200]
+        word = _read_run(writer, payload[event]) if event == "workflow_run" else _read_job(payload[event])
     except UNREADABLE:
         raise BadField(f"{event[:64]}: not the payload that GitHub documents") from None
-    return writer.run(lambda transaction: _hear(transaction, word)) if word else []
-
-
-def _read_delivery(writer: Writer, event: str, payload: Mapping[str, Any]) -> Word | None:
-    """None for a delivery that says nothing of a run of ours. Raises UNREADABLE."""
-    if event not in ("workflow_run", "workflow_job"):
-        return None
-    repository = str(payload["repository"]["full_name"])[:200]
-    if _differ(repository, writer.settings.dispatch_repository):
-        return None
-    word = _read_run(writer, payload[event]) if event == "workflow_run" else _read_job(payload[event])
-    return word and replace(word, repository=repository)
+    if word is None or _differ(repository, writer.settings.dispatch_repository):
+        return []
+    word = replace(word, repository=repository)
+    return writer.run(lambda transaction: _hear(transaction, word))
 
 
 def _read(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from werkzeug.exceptions import Conflict, NotFound
 
 from webapp import logs
+from webapp.config import CALLBACK_PATH
 from webapp.github.client import BOUND, Refused, dispatch, find_run, workflow_of
 from webapp.github.runs import conclude
 from webapp.rules import progress
@@ -125,7 +126,7 @@ def _due(transaction: Transaction, attempt: Attempt, since: float | None) -> Due
     if job.agent_id is None and "agent_id" in pipeline.inputs:
         raise Conflict(f"callbacks registered the job {job.job_id}: nobody said which agent it is for")
     inputs = {"job_id": job.job_id, "agent_id": job.agent_id or "", "region": job.region or ""}
-    inputs["callback_url"] = settings.callback_url
+    inputs["callback_url"] = settings.public_url + CALLBACK_PATH
     known = {each.run_id for each in attempts_of(transaction.connection, job.job_id) if each.run_id}
     workflow = workflow_of(pipeline, settings)
 

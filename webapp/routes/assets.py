@@ -21,8 +21,11 @@ def set_up(app: Flask, below: str) -> None:
     contents = {path.name: path.read_bytes() for path in (ROOT / "static").iterdir() if path.is_file()}
     package = files("django_htmx") / "static" / "django_htmx"
     contents["htmx.js"] = b";\n".join((package / name).read_bytes() for name in HTMX)
-    addresses = {name: _fingerprinted(name, content) for name, content in contents.items()}
-    served = {addresses[name]: (content, gzip.compress(content)) for name, content in contents.items()}
+    addresses, served = {}, {}
+    for name, content in contents.items():
+        stem, _, ending = name.rpartition(".")
+        addresses[name] = f"{stem}.{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
+        served[addresses[name]] = content, gzip.compress(content)
 
     def static(name: str) -> Response:
         content, g.gzipped = served.get(name) or abort(404)
@@ -32,12 +35,6 @@ def set_up(app: Flask, below: str) -> None:
     app.add_url_rule("/static/<name>", view_func=static)
     app.after_request(compress)
     app.jinja_env.globals["asset"] = lambda name: f"{below}/static/{addresses[name]}"
-
-
-def _fingerprinted(name: str, content: bytes) -> str:
-    """The name under which a file is served: it changes with its content."""
-    stem, _, ending = name.rpartition(".")
-    return f"{stem}.{hashlib.sha256(content).hexdigest()[:12]}.{ending}"
 
 
 def compress(response: Response) -> Response:

@@ -8,20 +8,18 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from click import ClickException
+
 DATABASE = "milepost.db"
 LARGEST_SECRET = 4096  # bytes
 
 
-class Refused(Exception):
-    """Nothing was changed, and why."""
-
-
 def back_up(database: Path, secrets: Mapping[str, Path], to: Path) -> None:
-    """Write a backup, first aside; the database may be in use. Raises Refused, OSError, sqlite3.Error."""
+    """Write a backup, first aside; the database may be in use. Raises ClickException and others."""
     if not database.exists():
-        raise Refused(f"there is no database at {database}")
+        raise ClickException(f"there is no database at {database}")
     if to.exists() and not tarfile.is_tarfile(to):
-        raise Refused(f"{to} is there and is no backup: name another file")
+        raise ClickException(f"{to} is there and is no backup: name another file")
     os.umask(0o077)
     with TemporaryDirectory(dir=to.parent, prefix=".milepost-") as folder:
         copy, aside = Path(folder, DATABASE), Path(folder, "backup")
@@ -40,7 +38,7 @@ def back_up(database: Path, secrets: Mapping[str, Path], to: Path) -> None:
 
 
 def read_secrets(file: Path, names: list[str]) -> dict[str, str]:
-    """The made secrets in a backup, by name. Raises Refused."""
+    """The made secrets in a backup, by name. Raises ClickException."""
     with _opened(file) as archive:
         known = [name for name in names if name in archive.getnames()]
         members = {name: archive.extractfile(name) for name in known}
@@ -48,7 +46,7 @@ def read_secrets(file: Path, names: list[str]) -> dict[str, str]:
 
 
 def restore(file: Path, database: Path) -> None:
-    """Take the database out of a backup; a running server goes on with it. Raises Refused, sqlite3.Error."""
+    """Take the database out of a backup; a running server goes on with it. Raises ClickException."""
     os.umask(0o077)
     database.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=database.parent, prefix=".milepost-") as folder, _opened(file) as archive:
@@ -56,7 +54,7 @@ def restore(file: Path, database: Path) -> None:
         with _connected(Path(folder, DATABASE)) as source, _connected(database) as target:
             _check(source)
             if _tables(target) & {"jobs"} and target.execute("SELECT 1 FROM jobs LIMIT 1").fetchone():
-                raise Refused(f"{database} has jobs: nothing is restored over them")
+                raise ClickException(f"{database} has jobs: nothing is restored over them")
             if "sessions" in _tables(source):
                 source.execute("DELETE FROM sessions")  # who signed out since stays signed out
             target.execute("PRAGMA journal_mode=WAL")
@@ -70,7 +68,7 @@ def _connected(path: Path) -> "closing[sqlite3.Connection]":
 def _check(copy: sqlite3.Connection) -> None:
     said = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
     if said != "ok" or not {"jobs", "attempts", "callbacks"} <= _tables(copy):
-        raise Refused(f"this is no sound database of Milepost: {said}")
+        raise ClickException(f"this is no sound database of Milepost: {said}")
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:
@@ -83,5 +81,5 @@ def _opened(file: Path) -> tarfile.TarFile:
         if DATABASE in archive.getnames():
             return archive
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise Refused(f"{file} cannot be read: {error}") from None
-    raise Refused(f"{file} is no backup of Milepost")
+        raise ClickException(f"{file} cannot be read: {error}") from None
+    raise ClickException(f"{file} is no backup of Milepost")

@@ -4,11 +4,13 @@ The primary key makes an event one of a kind over all processes and restarts. On
 time, as long as its mark says. A process that dies while it sends leaves its rows due again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gevent.event import Event
 from sqlalchemy import Connection, Row, func, select, tuple_
 
+from webapp import logs
 from webapp.rules.attempt import Clock, Transition
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, marks, notifications
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 PAUSES = (5, 15, 40, 120, 300, 720, 1200, 1200)  # seconds after each try: an hour in all
 MINUTE, PER_MINUTE, AT_ONCE = 60.0, 10, 500
 KEY = (notifications.c.job_id, notifications.c.number, notifications.c.event)
+happened = Event()  # in this process, and something may have to be sent
 
 
 def add(transaction: "Transaction", news: Sequence[Transition]) -> None:
@@ -36,6 +39,13 @@ def add(transaction: "Transaction", news: Sequence[Transition]) -> None:
     ]
     if rows:
         transaction.connection.execute(transaction.insert(notifications).on_conflict_do_nothing(), rows)
+
+
+def tell(news: Iterable[Transition]) -> None:
+    """Log what a transaction brought, once it is committed, and wake the sender."""
+    for each in news:
+        logs.event(each.name, job=each.job_id, attempt=each.number)
+        happened.set()
 
 
 def note_silence(transaction: "Transaction", clock: Clock) -> bool:

@@ -15,8 +15,7 @@ from webapp.storage.tables import attempts, callbacks, departed, jobs
 from webapp.storage.transaction import DELETED_FOR, Transaction
 from webapp.storage.writer import Writer
 
-STEP = 0.015  # seconds that a transaction should take
-FEWEST, MOST, ROWS = 20, 500, 10  # jobs of one transaction; callbacks for each of them
+JOBS, ROWS, PAGES = 50, 500, 200  # of one transaction: a few milliseconds
 # Of a job that is pruned, an attempt that usual times are learnt from stays: under a job id that begins so,
 # as no job's can, and with each column emptied that may be empty and that the times do not need.
 NOBODY = "~"
@@ -32,38 +31,31 @@ def prunable(until: float, clock: Clock) -> ColumnElement[bool]:
 
 def prune(writer: Writer, which: ColumnElement[bool]) -> Iterator[int]:
     """Remove such jobs; how many, after each step."""
-    while writer.run(_forget_departed):  # of those that were pruned before, the other processes know
-        sleep(STEP)
+    for _ in _paced(lambda: writer.run(_forget_departed)):
+        pass
     oldest: dict[str, float] = writer.run(_oldest_learnt_from)
-    yield from _paced(lambda size: writer.run(partial(_step, which, size, oldest)), FEWEST, MOST)
+    yield from _paced(lambda: writer.run(partial(_step, which, oldest)))
 
 
-def _paced(step: Callable[[int], int | None], fewest: int, most: int) -> Iterator[int]:
-    """What each step did until one says None, in sizes that take STEP seconds, with others' turns between."""
-    size = fewest
-    while True:
-        began = monotonic()
-        done = step(size)
-        took = monotonic() - began
-        if done is None:
-            return
+def _paced(step: Callable[[], int | None]) -> Iterator[int]:
+    """What each step did, until one says None; after each the others have a turn, for as long as it took."""
+    began = monotonic()
+    while (done := step()) is not None:
         yield done
-        size = max(size // 2, fewest) if took > STEP else min(size * 2, most)
-        sleep(max(took, STEP / 2))
+        sleep(max(monotonic() - began, 0.005))
+        began = monotonic()
 
 
-def _step(
-    which: ColumnElement[bool], size: int, oldest: dict[str, float], transaction: Transaction
-) -> int | None:
-    """Remove up to `size` jobs, or else some of their callbacks; None once there are no more such jobs."""
+def _step(which: ColumnElement[bool], oldest: dict[str, float], transaction: Transaction) -> int | None:
+    """Remove some jobs, or else some of their callbacks; None once there are no more such jobs."""
     connection = transaction.connection
     found = current_attempts().with_only_columns(jobs.c.job_id, maintain_column_froms=True).where(which)
     # Locked, because a callback may bring it back to life.
-    ids = list(connection.execute(found.limit(size).with_for_update(of=jobs, skip_locked=True)).scalars())
+    ids = list(connection.execute(found.limit(JOBS).with_for_update(of=jobs, skip_locked=True)).scalars())
     if not ids:
         return None
-    some = select(callbacks.c.id).where(callbacks.c.job_id.in_(ids)).limit(size * ROWS)
-    if connection.execute(callbacks.delete().where(callbacks.c.id.in_(some))).rowcount == size * ROWS:
+    some = select(callbacks.c.id).where(callbacks.c.job_id.in_(ids)).limit(ROWS)
+    if connection.execute(callbacks.delete().where(callbacks.c.id.in_(some))).rowcount == ROWS:
         return 0
     _keep_times(transaction, ids, oldest)
     transaction.remove(ids)
@@ -93,11 +85,12 @@ def _keep_times(transaction: Transaction, job_ids: list[str], oldest: dict[str, 
             transaction.connection.execute(attempts.update().where(which).values(values))
 
 
-def _forget_departed(transaction: Transaction) -> int:
+def _forget_departed(transaction: Transaction) -> int | None:
     """Of jobs that are gone only revoked links have to be remembered, and deletions for a day."""
     gone = or_(departed.c.deleted_at.is_(None), departed.c.deleted_at < time() - DELETED_FOR)
-    some = select(departed.c.job_id).where(departed.c.link == 0, gone).limit(MOST)
-    return transaction.connection.execute(departed.delete().where(departed.c.job_id.in_(some))).rowcount
+    some = select(departed.c.job_id).where(departed.c.link == 0, gone).limit(ROWS)
+    forgotten = departed.delete().where(departed.c.job_id.in_(some))
+    return transaction.connection.execute(forgotten).rowcount or None
 
 
 def give_back(engine: Engine) -> bool:
@@ -107,16 +100,14 @@ def give_back(engine: Engine) -> bool:
     with engine.connect().execution_options(writes=True) as connection:
         ask: Any = connection.connection.cursor()
 
-        def step(pages: int) -> int | None:
-            if not ask.execute("PRAGMA freelist_count").fetchone()[0]:
-                return None
+        def step() -> int | None:
             with connection.begin():
-                ask.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
-            return pages
+                ask.execute(f"PRAGMA incremental_vacuum({PAGES})").fetchall()
+            return ask.execute("PRAGMA freelist_count").fetchone()[0] or None
 
         if ask.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
             return False
-        for _ in _paced(step, 100, 2000):
+        for _ in _paced(step):
             pass
         ask.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     return True

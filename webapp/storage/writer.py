@@ -10,7 +10,7 @@ are told that nothing was stored.
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic
@@ -25,9 +25,10 @@ from sqlalchemy import Connection, Engine, RootTransaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from webapp.config import Settings
-from webapp.rules.attempt import Report, Transition
+from webapp.rules.attempt import Report
 from webapp.storage.arrivals import receive, try_to_store
 from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
+from webapp.storage.notifications import tell
 from webapp.storage.transaction import Changes, Transaction
 
 GATHER_FOR = 0.02  # seconds; the longest wait for as many callbacks as shared the last commit
@@ -59,7 +60,6 @@ class Writer:
     files: SQLiteFiles | None
     settings: Settings
     wake: Callable[[Changes], None]
-    tell: Callable[[Sequence[Transition]], None]
 
     def __post_init__(self) -> None:
         self._waiting: list[_Pending] = []
@@ -192,8 +192,7 @@ class Writer:
         if self.files and not self.files.are_kept():
             self.files.reopen()
             raise OperationalError("COMMIT", None, sqlite3.OperationalError(PROBLEM))
-        if transaction.transitions:
-            self.tell(transaction.transitions)
+        tell(transaction.transitions)
         return result, transaction.changes
 
     def _to_disk(self, begun: RootTransaction) -> None:
