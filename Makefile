@@ -6,7 +6,8 @@ CODE := webapp tests wsgi.py .github
 EXAMPLES := .github/docs/examples/deploy-site.yml
 LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
 WORKERS ?= 4# two for each core: most tests wait
-PYTEST := $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+# What one process compiles of the tests and of Milepost, hundreds read.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 .PHONY: help run test check test-provisioning lint $(LINTS) coverage fuzz mutations torture bench screenshots lock browser
 .DELETE_ON_ERROR:

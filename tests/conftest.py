@@ -98,9 +98,9 @@ def own_database(database: Databases) -> Iterator[Databases]:
 
 
 @pytest.fixture(scope="session")
-def preloaded() -> Iterator[Preloads]:
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloads]:
     """Starts servers and commands in little time."""
-    preloaded = Preloads(ROOT)
+    preloaded = Preloads(ROOT, tmp_path_factory.mktemp("templates"))
     yield preloaded
     preloaded.close()
 
