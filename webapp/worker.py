@@ -19,6 +19,7 @@ from gevent.server import StreamServer
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.http.wsgi import Response, create
 from gunicorn.util import write_error
 from gunicorn.workers.ggevent import GeventWorker
 from werkzeug.exceptions import RequestEntityTooLarge, ServiceUnavailable
@@ -79,6 +80,34 @@ class TooLarge:
     def read(self, size: int = -1) -> bytes:
         """Raises RequestEntityTooLarge."""
         raise RequestEntityTooLarge(f"the body is larger than {self.largest} bytes")
+
+
+class Answer(Response):  # type: ignore[misc]
+    """An answer whose head goes out with the first part of its body: one packet, not two."""
+
+    headers_sent: bool
+    _head = b""
+
+    def send_headers(self) -> None:
+        """Keep the head until something follows it."""
+        if not self.headers_sent:
+            lines = [
+                *self.default_headers(),
+                *(f"{name}: {value}\r\n" for name, value in self.headers),
+                "\r\n",
+            ]
+            self._head, self.headers_sent = "".join(lines).encode("latin-1"), True
+
+    def _emit_body(self, data: bytes) -> None:
+        framed = b"%X\r\n%b\r\n" % (len(data), data) if self.chunked else data
+        head, self._head = self._head, b""
+        self.sock.sendall(head + framed)
+
+    def close(self) -> None:
+        """The end of the body, and the head where nothing came after it."""
+        self.send_headers()
+        if rest := self._head + (b"0\r\n\r\n" if self.chunked else b""):
+            self.sock.sendall(rest)
 
 
 class Server(StreamServer):
@@ -151,7 +180,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 self._read_body(request, client)
                 connections.serve(this, origin)
                 client.settimeout(SENT_WITHIN)
-                self.handle_request(listener, request, client, address)
+                self._answer(listener, request, client, address)
                 connections.wait(this)
                 gevent.sleep(0)  # a client that pipelines never waits: everybody else has a turn
         except StopIteration:
@@ -188,3 +217,24 @@ class Worker(GeventWorker):  # type: ignore[misc]
         request.body = BytesIO(body) if is_taken else TooLarge(largest)
         if not is_taken:
             request.force_close()
+
+    def _answer(self, listener: Any, request: Any, client: Any, address: Any) -> None:
+        """Run the app; in place of gunicorn's `handle_request`, whose hooks and clocks nobody uses here."""
+        response, environ = create(request, client, address, listener, self.cfg, Answer)
+        if not self.alive:
+            response.force_close()
+        body = self.wsgi(environ, response.start_response)
+        try:
+            for part in body:
+                response.write(part)
+            response.close()
+        except Exception as error:
+            if isinstance(error, OSError) or not response.headers_sent:
+                raise
+            self.log.exception("Error handling request")  # its answer is cut off: the connection ends
+            raise StopIteration from None
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        if response.should_close():
+            raise StopIteration
