@@ -37,7 +37,8 @@ def create_app() -> Flask:
     with app.app_context():
         app.extensions["milepost"] = Parts(app, settings)
     logs.set_up()
-    middleware.set_up(app, settings)
+    callbacks.set_up(app)
+    middleware.set_up(app, settings)  # around it: what a proxy says counts at that door, too
     below = urlsplit(settings.public_url).path
     assets.set_up(app, below)
     for blueprint in (callbacks.bp, watch.bp, api.bp, api.metrics, guard.bp, operator.bp, cli.bp):

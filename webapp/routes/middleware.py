@@ -50,13 +50,23 @@ def _adapted(app: Any, path: str) -> Any:
     return call
 
 
+def protective(settings: Settings, framed_by: str = "'none'") -> list[tuple[str, str]]:
+    """The headers that protect an answer."""
+    url = urlsplit(settings.public_url)
+    headers = [("Content-Security-Policy", POLICY + framed_by)]
+    headers += [("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")]
+    if url.scheme == "https" and not url.path:  # below a path, the host is not ours to bind to https
+        headers.append(("Strict-Transport-Security", "max-age=31536000"))
+    return headers
+
+
 def set_up(app: Flask, settings: Settings) -> None:
     """Proxies, headers, errors, the log's lines and `/healthz` for an app."""
-    embedders, proxies = " ".join(settings.embed_origins) or "'none'", settings.trusted_proxies
-    url = urlsplit(settings.public_url)
-    inner = _adapted(app.wsgi_app, url.path)  # set as Flask documents it, which mypy takes for a method
+    proxies, path = settings.trusted_proxies, urlsplit(settings.public_url).path
+    inner = _adapted(app.wsgi_app, path)  # set as Flask documents it, which mypy takes for a method
     app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
-    is_alone = url.scheme == "https" and not url.path  # below a path, the host is not ours to bind to https
+    everywhere = protective(settings)
+    of_pages = protective(settings, " ".join(settings.embed_origins) or "'none'")
 
     @app.before_request
     def begin() -> None:
@@ -65,18 +75,15 @@ def set_up(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def end(response: Response) -> Response:
-        framed_by = embedders if request.blueprint == "watch" else "'none'"
         headers = response.headers
         headers.add("X-Request-Id", g.request_id)
-        headers.add("Content-Security-Policy", POLICY + framed_by)
-        headers.add("X-Content-Type-Options", "nosniff")
-        headers.add("Referrer-Policy", "no-referrer")
-        if is_alone:
-            headers.add("Strict-Transport-Security", "max-age=31536000")
+        for name, value in of_pages if request.blueprint == "watch" else everywhere:
+            headers.add(name, value)
         if "Cache-Control" not in headers:
             headers.add("Cache-Control", "no-store")
         if response.status_code != 200 or request.path != "/healthz":
-            _log(response.status_code)
+            route = request.url_rule.rule if request.url_rule else None
+            write_line(request.environ, route, response.status_code, g.began, g.noted)
         return response
 
     logs.request = lambda: (
@@ -94,17 +101,19 @@ def note(**fields: object) -> None:
     g.noted.update(fields)
 
 
-def _log(status: int) -> None:
+def write_line(
+    environ: dict[str, Any], route: str | None, status: int, began: float, noted: dict[str, Any]
+) -> None:
     """The line of a request: a path can carry a token and a query a search, so it names the route alone."""
-    rule = request.url_rule
     fields = {
-        "method": request.method,
-        "route": rule.rule if rule else None,
+        "method": environ["REQUEST_METHOD"],
+        "route": route,
         "status": status,
-        "ms": round((perf_counter() - g.began) * 1000, 1),
+        "ms": round((perf_counter() - began) * 1000, 1),
     }
-    is_refused = status >= 400 and request.path.startswith("/api/")
-    logs.write("error" if status >= 500 else "warning" if is_refused else "info", "request", fields | g.noted)
+    is_refused = status >= 400 and environ["PATH_INFO"].startswith("/api/")
+    level = "error" if status >= 500 else "warning" if is_refused else "info"
+    logs.write(level, "request", fields | noted)
 
 
 def say(error: HTTPException) -> Response:
