@@ -11,6 +11,7 @@ from werkzeug import Response
 from werkzeug.exceptions import Conflict
 
 from webapp import refusals
+from webapp.config import CALLBACK_PATH
 from webapp.github import start
 from webapp.github.client import Refused
 from webapp.page.view import View
@@ -60,6 +61,7 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
         asked=asked,
         problems=problems,
         settings=ours.settings,
+        callback_url=ours.settings.public_url + CALLBACK_PATH,
         built_in=BUILT_IN,
         choices=choices,
         refusals=refusals.lately(),
