@@ -129,7 +129,6 @@
       $("update").replaceChildren("Last update ", time)
     }
     $("signal").dateTime = moment
-    $("unheard")?.remove()
     tick(live)
   }
 

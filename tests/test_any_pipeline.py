@@ -119,11 +119,12 @@ def test_any_pipeline_is_rehearsed(deployer: Server, job_id: str, fail_at: str) 
 @pytest.mark.one_database
 def test_a_broken_file_stops_the_start_with_one_sentence(deployer: Server, tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("steps = 3")
+    environ = dict(deployer.environ)
     deployer.environ["PIPELINES"] = str(tmp_path)
     try:
         done = deployer.flask("jobs", check=False)
     finally:
-        deployer.environ["PIPELINES"] = ""
+        deployer.environ = environ
     assert done.returncode
     assert f"{tmp_path}/broken.toml: steps: not 2 to 12" in done.stderr
     assert "Traceback" not in done.stderr

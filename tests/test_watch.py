@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from tests.support.events import Events
-from tests.support.server import Server
+from tests.support.server import Serve, Server
 
 
 def token_of(link: str) -> str:
@@ -92,6 +92,33 @@ def test_the_version_is_another_for_whatever_else_is_shown(server: Server, job_i
     server.report(job_id, "heartbeat")
     assert server.page(job_id)["version"] == versions[-1], "a sign of life alone is the same version"
     assert len(set(versions)) == 3
+
+
+def test_the_first_sign_of_life_takes_back_that_there_was_none(server: Server, job_id: str) -> None:
+    server.create(job_id, dispatch=False)
+    never_heard = server.page(job_id)["version"]
+    with closing(server.events(job_id)) as events:
+        assert 'id="unheard"' in events.next()["data"]
+        server.report(job_id, "heartbeat")
+        shown = events.next()
+        assert shown["event"] == "steps" and 'id="unheard"' not in shown["data"]
+    asked = requests.get(f"{server.link(job_id)}/steps", params={"after": never_heard}, timeout=30)
+    assert asked.status_code == 200 and shown["id"] == server.page(job_id)["version"] != never_heard
+    server.report(job_id, "heartbeat")
+    assert server.page(job_id)["version"] == shown["id"], "a sign of life alone is the same version"
+
+
+def test_the_version_is_another_for_another_contact_or_bound_of_silence(
+    server: Server, serve: Serve, job_id: str
+) -> None:
+    """A page that was open over a restart comes back with the version that it shows."""
+    server.report(job_id, "provisioning")
+    before = server.page(job_id)["version"]
+    contact = {"OPERATOR_CONTACT": "ops@example.com"}
+    for changed in ({}, contact, {"QUIET_AFTER": "149"}, {"LOST_AFTER": "901"}):
+        other = serve(DATABASE_URL=server.database_url, **changed)
+        assert (other.page(job_id)["version"] != before) == bool(changed), changed
+        other.stop()
 
 
 def test_a_stream_that_comes_back_is_not_sent_again_what_it_has(server: Server, job_id: str) -> None:

@@ -89,8 +89,10 @@ class View:
     @cached_property
     def version(self) -> str:
         """A digest of what is shown but the last sign of life: the same for the same state everywhere."""
-        attempt = self.attempt
+        attempt, settings = self.attempt, self.settings
         shown = [self._state, self.newest, self.link, attempt.end, attempt.usual, self.pipeline.hash]
+        shown += [attempt.heard_at is None, settings.operator_contact]
+        shown += [settings.quiet_after, settings.lost_after]
         return hashlib.blake2b(json.dumps(shown).encode(), digest_size=12).hexdigest()
 
     @property
