@@ -217,8 +217,63 @@ def test_what_is_answered_200_is_in_the_file_at_the_path(
 
 
 @pytest.fixture
-def own_sqlite(tmp_path: Path) -> str:
+def own_sqlite() -> str:
     return Databases("sqlite").migrated()
+
+
+@pytest.fixture
+def obedient(own_sqlite: str, tmp_path: Path) -> Iterator[Server]:
+    """A Milepost that the permissions of its files bind, whoever runs the tests."""
+    server = Server(tmp_path, own_sqlite)
+    if os.geteuid() == 0:
+        without = "=-dac_override,-dac_read_search"
+        server.limits = ("setpriv", f"--bounding-set{without}", f"--inh-caps{without}")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        file_of(server).parent.chmod(0o700)
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.one_database
+def test_a_file_made_read_only_is_a_503_until_it_can_be_written_again(obedient: Server) -> None:
+    job_id, cause = new_job_id(), "attempt to write a readonly database"
+    beat: dict[str, object] = {"job_id": job_id, "type": "heartbeat", "sent_at": time.time()}
+    obedient.report(job_id, "provisioning")
+    assert obedient.post(json.dumps(beat).encode()).ok
+    link = obedient.link(job_id)
+    with closing(obedient.events(job_id)) as events:
+        events.next()
+        file_of(obedient).chmod(0o400)
+        wait_until(lambda: is_sick(obedient))
+        replayed = obedient.post(json.dumps(beat).encode())  # for which nothing would be written
+        assert replayed.status_code == 503 and is_sick(obedient)
+        refused = report(obedient, new_job_id())
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+        assert is_sick(obedient) and cause in health(obedient).text
+        assert requests.get(link, timeout=10).ok
+        said = obedient.log.read_text()
+        assert said.count(f"the database is not available: {cause}") == 2
+        file_of(obedient).chmod(0o600)
+        wait_until(lambda: is_well(obedient))
+        assert obedient.report(job_id, "vm_created") is False
+        assert 'data-step="installing" data-state="active"' in events.next()["data"]
+    obedient.stop(signal.SIGKILL)
+    obedient.start()
+    assert obedient.states(job_id)[2] == "active"
+
+
+@pytest.mark.one_database
+def test_what_is_answered_200_in_a_read_only_folder_is_in_the_file(obedient: Server) -> None:
+    obedient.report(before := new_job_id(), "provisioning")
+    file_of(obedient).parent.chmod(0o500)
+    after = new_job_id()
+    assert report(obedient, after).ok and is_well(obedient)
+    obedient.stop(signal.SIGKILL)
+    obedient.start()
+    assert obedient.job(before) and obedient.job(after) and is_well(obedient)
 
 
 @pytest.mark.one_database

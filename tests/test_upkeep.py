@@ -1,6 +1,7 @@
 """Upkeep: what a backup brings back, what pruning spares, and what numbers that fall do not break."""
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ import requests
 from sqlalchemy import create_engine, text
 
 from tests.support.databases import Databases
+from tests.support.operator import signed_in
 from tests.support.server import ROOT, Serve, Server, free_port, new_job_id, wait_until
 
 MANY = """
@@ -150,6 +152,37 @@ def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) ->
         assert again.returncode and "has jobs" in again.stderr
     finally:
         second.stop()
+
+
+@pytest.mark.one_database
+def test_the_printed_commands_bring_a_postgresql_back(serve: Serve, tmp_path: Path) -> None:
+    databases, file = Databases("postgresql"), tmp_path / "a backup"
+    server, empty = serve(DATABASE_URL=databases.migrated()), databases.new()
+    for job_id in ("kept", "revoked"):
+        server.report(job_id, "vm_created")
+    links = [server.link(job_id) for job_id in ("kept", "revoked")]
+    assert server.api("/api/jobs/revoked/revoke", method="POST").ok
+    operator = signed_in(server)
+    run_printed(server, "backup", file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    server.stop()
+    server.environ["DATABASE_URL"] = empty
+    run_printed(server, "restore", file)
+    server.flask("db", "upgrade")
+    server.start()
+    assert [requests.get(link, timeout=10).status_code for link in links] == [200, 404]
+    assert [server.report("kept", step) for step in ("vm_created", "ansible_started")] == [True, False]
+    assert operator.ask().status_code == 303, "no session is in a backup"
+    with pytest.raises(subprocess.CalledProcessError):
+        run_printed(server, "restore", file)
+    assert server.states("kept")[3] == "active", "nothing is restored over a job"
+
+
+def run_printed(server: Server, command: str, file: Path) -> None:
+    """Run what a command says is to be run for PostgreSQL."""
+    said = server.flask(command, str(file), check=False).stderr
+    (line,) = re.findall(r"^Error: for PostgreSQL, run: (.*?)(?:; and \w+ .*)?$", said)
+    subprocess.run(line, shell=True, env=server.environ, check=True)
 
 
 def test_prune_spares_what_is_under_way_and_the_usual_times(serve: Serve) -> None:

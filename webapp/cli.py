@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -127,7 +128,9 @@ def notify_test() -> None:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def back_up(file: Path) -> None:
     """Copy the database and the made secrets into FILE (mode 0600), beside a running server."""
-    backup.back_up(_sqlite(f'pg_dump --format=custom --file={file} "$DATABASE_URL"'), MADE, file)
+    # Without the sessions: who signed out since stays signed out.
+    command = "(umask 077; pg_dump --format=custom --exclude-table-data=sessions --file={0} {1})"
+    backup.back_up(_sqlite(command, file, "keep a copy of"), MADE, file)
     made = [name for name in MADE if made_secret(name)]
     click.echo(f"{file}: the database and {len(made)} made secrets: keep it as secret as they are")
 
@@ -136,7 +139,9 @@ def back_up(file: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def restore(file: Path) -> None:
     """Bring a backup back, where there is no job yet and no other secret was made."""
-    database = _sqlite(f'pg_restore --no-owner --dbname="$DATABASE_URL" {file}')
+    # All or nothing: nothing is added to tables that are there.
+    command = "pg_restore --single-transaction --no-owner --dbname={1} {0}"
+    database = _sqlite(command, file, "put back your copy of")
     found = backup.read_secrets(file, list(MADE))
     for name, secret in found.items():
         if made_secret(name) not in ("", secret):
@@ -148,13 +153,14 @@ def restore(file: Path) -> None:
     click.echo(f"restored from {file}")
 
 
-def _sqlite(command: str) -> Path:
+def _sqlite(command: str, file: Path, with_secrets: str) -> Path:
     """The path of the database; PostgreSQL has programs of its own for this."""
     if db.engine.dialect.name == "sqlite":
         return Path(db.engine.url.database or "")
     made = " ".join(str(path) for path in MADE.values() if path.exists())
-    too = f"; and keep a copy of {made}" if made else ""
-    raise click.ClickException(f"for PostgreSQL, run: {command}{too}")
+    too = f"; and {with_secrets} {made}" if made else ""
+    run = command.format(shlex.quote(str(file)), '"${DATABASE_URL:?}"')
+    raise click.ClickException(f"for PostgreSQL, run: {run}{too}")
 
 
 @bp.cli.command()

@@ -26,7 +26,8 @@ BOUNDS = (
 )
 FIRST_READ = "PRAGMA user_version"  # takes the lock of the first SELECT, where another's can be waited for
 LARGEST_WAL = 4 * 2**20  # bytes that the -wal keeps once it was written back
-PROBLEM = "the file that is open is not the one at its path"
+PROBLEM = "the file at its path is not as it was opened"
+READ_ONLY = "attempt to write a readonly database"  # in SQLite's words
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def prepare(engine: Engine) -> "SQLiteFiles | None":
 class SQLiteFiles:
     """The open connections to SQLite's file, and whether it and its -wal are still what is at their paths.
 
-    SQLite goes on writing into a file that was deleted or exchanged, and what it writes is lost.
+    SQLite goes on writing into a file that was deleted or exchanged, and what it writes is lost; and into
+    one that was made read-only, until it is opened the next time.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -100,7 +102,7 @@ class SQLiteFiles:
         event.listen(engine, "begin", self._begin)
 
     def are_kept(self) -> bool:
-        """Whether each connection has open what is at the path."""
+        """Whether each connection has open what is at the path, and may write it if now that is allowed."""
         now = self._identity()
         return all(identity == now for identity in self._open.values())
 
@@ -125,7 +127,7 @@ class SQLiteFiles:
             file, wal = self._path.stat(), self._wal.stat()
         except FileNotFoundError:
             return None
-        return file.st_dev, file.st_ino, wal.st_ino
+        return file.st_dev, file.st_ino, wal.st_ino, os.access(self._path, os.W_OK)
 
     def _before_connect(self, *_: object) -> None:
         if self._was_open and not self._path.exists():  # SQLite would make an empty one
@@ -161,6 +163,9 @@ class SQLiteFiles:
             self.reopen()
             connection.invalidate()
             _patiently(execute, "BEGIN IMMEDIATE", WRITES_WITHIN)
+        if not os.access(self._path, os.W_OK):  # SQLite has begun to read
+            execute("ROLLBACK")
+            raise OperationalError("BEGIN IMMEDIATE", None, sqlite3.OperationalError(READ_ONLY))
 
 
 def _patiently(execute: Callable[[str], object], statement: str, within: float) -> None:
