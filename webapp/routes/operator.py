@@ -26,8 +26,6 @@ from webapp.storage.notifications import notifications_of
 from webapp.storage.tables import MILESTONES, db
 
 SHOWN_JOBS, SHOWN_MILESTONES, SHOWN_HEARTBEATS = 50, 200, 50
-MOST_COUNTED = 999
-UNFINISHED = ("live", "waiting", "quiet", "lost")  # conditions
 
 bp = Blueprint("operator", __name__)
 bp.before_request(guard.require_session)
@@ -39,25 +37,20 @@ def listing(problems: Mapping[str, str] | None = None) -> str:
     ours, connection = parts(), db.session.connection()
     choices = {"status": STATUSES, "condition": CONDITIONS, "pipeline": sorted(ours.settings.pipelines)}
     asked = {name: request.args.get(name, "") for name in (*choices, "q", "before")}
-    problems, known = dict(problems or {}), jobs.Wanted(ours.views.clock(connection))
+    problems, clock = dict(problems or {}), ours.views.clock(connection)
     if asked["q"] and not JOB_ID.fullmatch(asked["q"]):
         problems["q"], asked["q"] = f"An id: {ID_RULE}", ""
     for name in ("status", "condition"):
         asked[name] = asked[name] if asked[name] in choices[name] else ""
     chosen: dict[str, Any] = {name: asked[name] for name in choices}
-    wanted = replace(known, begins=asked["q"], **chosen)
+    wanted = jobs.Wanted(clock, begins=asked["q"], **chosen)
     rows, before = jobs.newest_jobs(connection, SHOWN_JOBS, asked["before"], wanted)
-    counted = {name: replace(known, condition=name) for name in UNFINISHED}
-    counted |= {name: replace(known, status=name) for name in ("failed", "running")}
     return render_template(
         "jobs.html",
         views=[ours.views.of(row, connection) for row in rows],
         before=before,
-        counts={
-            name: jobs.count(connection, *which.filters(connection), most=MOST_COUNTED + 1)
-            for name, which in counted.items()
-        },
-        most=MOST_COUNTED,
+        counts=jobs.counts(connection, clock),
+        most=jobs.MOST_COUNTED,
         asked=asked,
         problems=problems,
         settings=ours.settings,
