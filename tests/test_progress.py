@@ -1,7 +1,6 @@
 """The rules of progress, held against the contract's tables and against every order of arrival."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain, pairwise, permutations, product
 from typing import Any
 
@@ -224,7 +223,7 @@ def test_the_clock_is_silence_without_the_closures(
 
 
 def word(state: str, at: float = 200.0, **said: Any) -> Word:
-    return replace(Word(Run("7", "1"), state, at, arrived_at=max(at, 200.0)), **said)
+    return Word(Run("7", "1"), state, at, arrived_at=max(at, 200.0))._replace(**said)
 
 
 def heard(attempt: Attempt, *words: Word) -> Attempt:

@@ -58,19 +58,16 @@ def unwise(settings: Settings) -> Iterator[str]:
 
 def weak_secrets(settings: Settings) -> list[str]:
     """What is unwise about the secrets, one sentence each; it tells their names alone."""
-    named = [
-        ("SECRET_KEY", settings.secret_key.encode()),
-        ("OPERATOR_TOKEN", settings.operator_token.encode()),
-    ]
-    named += [("GITHUB_CALLBACK_SECRET", key) for key in settings.callback_keys]
-    named += [("GITHUB_WEBHOOK_SECRET", key) for key in settings.webhook_keys]
-    said, seen = [], dict[bytes, str]()
+    named = [("SECRET_KEY", settings.secret_key), ("OPERATOR_TOKEN", settings.operator_token)]
+    named += [("GITHUB_CALLBACK_SECRET", key.decode()) for key in settings.callback_keys]
+    named += [("GITHUB_WEBHOOK_SECRET", key.decode()) for key in settings.webhook_keys]
+    said, seen = [], dict[str, str]()
     for name, secret in named:
         if other := seen.get(secret):
             said.append(f"{name} has the value of {other}: give each a value of its own")
         seen[secret] = name
         is_repeated = secret in (secret + secret)[1:-1]
-        if len(set(secret)) < FEWEST_CHARACTERS or is_repeated or TRIVIAL.search(secret.decode()):
+        if len(set(secret)) < FEWEST_CHARACTERS or is_repeated or TRIVIAL.search(secret):
             said.append(f"{name} is easy to guess: make a random one, as with openssl rand -hex 32")
     return said
 

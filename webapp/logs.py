@@ -103,10 +103,8 @@ def event(name: str, **fields: object) -> None:
 def set_up() -> None:
     """All loggers of this process write here."""
     logging.logThreads = False  # a record's thread is not told, and would cost each stream a stand-in of one
-    root = logging.getLogger()
-    if not any(isinstance(handler, Handler) for handler in root.handlers):
-        root.addHandler(Handler())
-        log.setLevel(logging.INFO)
+    logging.basicConfig(handlers=[Handler()])
+    log.setLevel(logging.INFO)
 
 
 def _line(level: str, event: str, fields: Mapping[str, Any]) -> str:

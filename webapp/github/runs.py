@@ -4,7 +4,6 @@ https://docs.github.com/en/webhooks/webhook-events-and-payloads#workflow_run
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from time import time
 from typing import Any
@@ -66,7 +65,7 @@ def deliver(writer: Writer, event: str, payload: Mapping[str, Any]) -> list[str]
         raise BadField(f"{event[:64]}: not the payload that GitHub documents") from None
     if word is None or _differ(repository, writer.settings.dispatch_repository):
         return []
-    word = replace(word, repository=repository)
+    word = word._replace(repository=repository)
     return writer.run(lambda transaction: _hear(transaction, word))
 
 
@@ -82,21 +81,15 @@ def _read_run(writer: Writer, run: Mapping[str, Any]) -> Word:
     is_ours = said.get("event") == "workflow_dispatch" and any(
         workflow.isdecimal() or file.endswith(f"/{workflow}") for workflow in workflows
     )
-    word = Word(
-        Run(said["id"], said["run_attempt"]),
-        state,
-        said.get("updated_at", now),
-        now,
-        began_at=said.get("run_started_at", now),
-        url=said.get("html_url"),
-        name=said.get("display_title") if is_ours else None,
-    )
+    name = said.get("display_title") if is_ours else None
+    word = Word(Run(said["id"], said["run_attempt"]), state, said.get("updated_at", now), now, name=name)
+    word = word._replace(url=said.get("html_url"), began_at=said.get("run_started_at", now))
     conclusion = said.get("conclusion", "") if state == "completed" else ""
     if conclusion not in CONCLUSIONS:  # action_required goes on later
-        return replace(word, state=conclusion[:64] or state)
+        return word._replace(state=conclusion[:64] or state)
     end, failed_step, how = CONCLUSIONS[conclusion]
     error = f"GitHub says that the workflow run {how}." if end == "failed" else None
-    return replace(word, state=f"completed: {conclusion}", end=end, failed_step=failed_step, error=error)
+    return word._replace(state=f"completed: {conclusion}", end=end, failed_step=failed_step, error=error)
 
 
 def _read_job(job: Mapping[str, Any]) -> Word | None:

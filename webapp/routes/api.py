@@ -32,6 +32,7 @@ from webapp.storage.notifications import waiting_notifications
 from webapp.storage.tables import db
 
 LARGEST_PAGE = 200
+PRIVATE = ("error", "server_id", "server_ip", "tailscale_ip")  # fields of an attempt
 
 bp = Blueprint("api", __name__, url_prefix="/api/jobs")
 metrics = Blueprint("metrics", __name__)
@@ -147,15 +148,9 @@ def several() -> Response:
 
 def _as_json(view: View) -> dict[str, Any]:
     """The watcher's JSON, and what is the operator's only."""
-    attempt, links = view.attempt, parts().links
-    return view.as_json() | {
-        "error": attempt.error,
-        "progress_url": links.page(view.job_id, view.link),
-        "badge_url": links.badge(view.job_id, view.link),
-        "server_id": attempt.server_id,
-        "server_ip": attempt.server_ip,
-        "tailscale_ip": attempt.tailscale_ip,
-    }
+    links, link = parts().links, (view.job_id, view.link)
+    said = view.as_json() | {name: getattr(view.attempt, name) for name in PRIVATE}
+    return said | {"progress_url": links.page(*link), "badge_url": links.badge(*link)}
 
 
 class Scrape(Collector):

@@ -4,7 +4,6 @@ Silence is read off the clock and never stored.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -43,8 +42,7 @@ class Report(NamedTuple):
         return self.arrived_at if self.sent_at is None else self.sent_at
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """What GitHub says of a run."""
 
     run: Run

@@ -109,10 +109,8 @@ def waiting_notifications(connection: Connection) -> int:
 def _mark(transaction: "Transaction", name: str, first: float) -> float:
     """The time of a mark, locked until the transaction ends; `first` where it is new."""
     connection = transaction.connection
-    which = select(marks.c.at).where(marks.c.name == name).with_for_update()
-    if (at := connection.scalar(which)) is not None:
-        return float(at)
     connection.execute(transaction.insert(marks).values(name=name, at=first).on_conflict_do_nothing())
+    which = select(marks.c.at).where(marks.c.name == name).with_for_update()
     return float(connection.execute(which).scalar_one())
 
 
