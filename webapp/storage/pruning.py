@@ -102,7 +102,8 @@ def give_back(engine: Engine) -> bool:
 
         def step() -> int | None:
             with connection.begin():
-                ask.execute(f"PRAGMA incremental_vacuum({PAGES})").fetchall()
+                for _ in range(PAGES):  # Python's sqlite3 gives one page back, whatever number stands there
+                    ask.execute("PRAGMA incremental_vacuum(1)").fetchall()
             return ask.execute("PRAGMA freelist_count").fetchone()[0] or None
 
         if ask.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
