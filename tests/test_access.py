@@ -17,6 +17,7 @@ import requests
 
 from tests.support.github import GitHub
 from tests.support.operator import Operator, age_session, old_link, signed_in
+from tests.support.preloaded import Preloads
 from tests.support.server import OPERATOR_TOKEN, ROOT, Serve, Server, wait_until
 from webapp.check import weak_secrets
 from webapp.config import SECRETS, load
@@ -460,8 +461,8 @@ def test_the_databases_files_are_for_their_owner_alone(tmp_path: Path, umask: in
     assert modes == dict.fromkeys(("milepost.db", "milepost.db-wal", "milepost.db-shm"), 384)
 
 
-def test_a_database_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db")
+def test_a_database_that_others_could_read_is_closed_to_them(preloaded: Preloads, tmp_path: Path) -> None:
+    server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db", preloaded)
     server.flask("db", "upgrade")
     (tmp_path / "milepost.db").chmod(0o644)
     server.start()

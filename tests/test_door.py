@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from tests.support.databases import Databases
 from tests.support.load import Client, request
 from tests.support.server import CALLBACKS, ROOT, Serve, Server, free_port, sign, wait_until
 from webapp.worker import ARRIVES_WITHIN, DRAINED_WITHIN
@@ -86,14 +87,13 @@ def test_what_has_begun_at_sigterm_is_answered_within_three_seconds(serve: Serve
 
 
 def test_after_an_update_a_hup_serves_the_new_code_and_loses_no_request(
-    new_database: Callable[[], str], tmp_path: Path, job_id: str
+    database: Databases, tmp_path: Path, job_id: str
 ) -> None:
     for part in ("webapp", "templates", "static"):
         shutil.copytree(ROOT / part, tmp_path / part)
     shutil.copy(ROOT / "wsgi.py", tmp_path)
-    server = Server(tmp_path, new_database())
+    server = Server(tmp_path, database.migrated())
     server.root = tmp_path
-    server.flask("db", "upgrade")
     server.start()
     (old,) = server.workers()
     for name in ("routes/middleware.py", "worker.py", "logs.py", "config.py"):

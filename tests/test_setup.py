@@ -14,7 +14,8 @@ import pytest
 import requests
 
 from tests.support import old_version
-from tests.support.server import OPERATOR_TOKEN, ROOT, Server, free_port, wait_until
+from tests.support.preloaded import Preloads
+from tests.support.server import OPERATOR_TOKEN, ROOT, Serve, Server, free_port, wait_until
 from webapp.config import BadSetting, load
 
 pytestmark = pytest.mark.one_database
@@ -89,9 +90,9 @@ def check_refused(done: subprocess.CompletedProcess[str], name: str) -> None:
 
 
 def test_a_server_waits_for_no_schema_it_says_what_helps(
-    new_database: Callable[[], str], tmp_path: Path
+    new_database: Callable[[], str], preloaded: Preloads, tmp_path: Path
 ) -> None:
-    server = Server(tmp_path, new_database())
+    server = Server(tmp_path, new_database(), preloaded)
     command = [sys.executable, "-m", *GUNICORN]
     done = subprocess.run(
         command, cwd=ROOT, env=server.environ, capture_output=True, text=True, timeout=60, check=False
@@ -105,19 +106,18 @@ def test_a_server_waits_for_no_schema_it_says_what_helps(
 
 
 def test_a_database_of_0_1_is_brought_to_the_schema_that_a_new_one_has(
-    new_database: Callable[[], str], tmp_path: Path
+    new_database: Callable[[], str], preloaded: Preloads, serve: Serve, tmp_path: Path
 ) -> None:
-    old, new = Server(tmp_path, new_database()), Server(tmp_path, new_database())
+    old, new = (Server(tmp_path, new_database(), preloaded) for _ in range(2))
     old_version.make(old.database_url)
     for server in (old, new):
         for command in ("upgrade", "check"):  # the second compares with the tables in the code
             server.flask("db", command)
-    with running([sys.executable, "-m", *GUNICORN], ROOT, old.environ, old.log):
-        wait_until(lambda: status(f"{old.url}/healthz") == 200, within=60)
-        assert old.job("a-job")["status"] == "running" and old.job("a-job")["attempt"] == 1
-        assert old.report("a-job", "running", workflow_run_id=42) is True
-        assert old.report("a-job", "provisioning", workflow_run_id=43) is False
-        assert old.job("a-job")["attempt"] == 2
+    old = serve(DATABASE_URL=old.database_url)
+    assert old.job("a-job")["status"] == "running" and old.job("a-job")["attempt"] == 1
+    assert old.report("a-job", "running", workflow_run_id=42) is True
+    assert old.report("a-job", "provisioning", workflow_run_id=43) is False
+    assert old.job("a-job")["attempt"] == 2
 
 
 def status(url: str) -> int | None:

@@ -145,6 +145,14 @@ class Server:
                 self._process.wait(30)
                 self._process = None
 
+    def refuses_to_start(self) -> str:
+        """What it says; it ends by itself."""
+        self.start(wait=False)
+        assert self._process
+        self._process.wait(30)
+        assert not self.is_up()
+        return self.log.read_text()
+
     def post(self, body: bytes, key: str = KEY, **headers: str | bytes) -> requests.Response:
         """A callback as the workflow sends it: signed over its very bytes."""
         headers = {"X-Signature": sign(body, key), **headers}
