@@ -21,6 +21,7 @@ from webapp.page.words import duration
 
 pytestmark = pytest.mark.one_database
 
+WHAT_IS_WRONG = {"resultTypes": ["violations"]}  # and not what is right, at twice the cost
 RUN = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 HEADLINES = (
     "Creating the server",
@@ -412,11 +413,11 @@ def test_every_state_is_accessible_fits_and_stays_legible(gallery: str, phone: P
     show(phone, gallery, state)
     phone.evaluate("for (const all of document.querySelectorAll('details')) all.open = true")
     rules = {"meta-refresh": {"enabled": state != "script-blocked"}}  # where nothing else brings news
-    results = Axe().run(phone, options={"rules": rules})
+    results = Axe().run(phone, options={"rules": rules, **WHAT_IS_WRONG})
     assert results.violations_count == 0, results.generate_report()
     phone.emulate_media(color_scheme="dark")
-    results = Axe().run(phone, options={"runOnly": ["color-contrast"]})
-    assert results.violations_count == 0, results.generate_report()
+    contrast = {"runOnly": ["color-contrast"], **WHAT_IS_WRONG}
+    assert phone.evaluate("options => axe.run(options)", contrast)["violations"] == []
     phone.set_viewport_size({"width": 320, "height": 640})
     fits = "document.documentElement.scrollWidth <= innerWidth"
     assert phone.evaluate(fits)

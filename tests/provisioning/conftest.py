@@ -12,6 +12,7 @@ from tests.provisioning.packages import Signer
 from tests.provisioning.relay import Relay, relaying
 from tests.provisioning.steps import Steps, good
 from tests.provisioning.workflow import Runner
+from tests.support.preloaded import Preloads
 from tests.support.server import Server
 
 
@@ -86,8 +87,8 @@ def programs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def steps(tmp_path: Path, clouds: Clouds, private_key: str) -> Steps:
-    return Steps(tmp_path, good(tmp_path, clouds, private_key))
+def steps(tmp_path: Path, clouds: Clouds, private_key: str, preloaded: Preloads) -> Steps:
+    return Steps(tmp_path, good(tmp_path, clouds, private_key), preloaded)
 
 
 @pytest.fixture

@@ -12,7 +12,10 @@ from pathlib import Path
 from tests.provisioning.clouds import PACKAGES, Clouds
 from tests.provisioning.hetzner import HCLOUD_TOKEN
 from tests.provisioning.tailnet import OAUTH
+from tests.support.preloaded import Preloads
 from tests.support.server import ROOT
+
+SCRIPTS = ROOT / ".github/provisioning"
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Steps:
 
     folder: Path
     given: dict[str, str]
+    preloaded: Preloads
 
     def run(self, script: str, command: str, **environment: str) -> Ended:
-        with self.running(script, command, **environment) as process:
-            log, _ = process.communicate(timeout=60)
-        return self.ended(process, log)
+        files = self._files()
+        arguments, log = [str(SCRIPTS / script), command], files["GITHUB_OUTPUT"].with_suffix(".log")
+        code = self.preloaded.commands.ask(arguments, self.given | named(files) | environment, log, log)
+        return ended(code, files, log.read_text())
 
     def create(self, **environment: str) -> Ended:
         return self.run("provision_vm.py", "create", **environment)
@@ -56,31 +61,50 @@ class Steps:
         return server
 
     @contextmanager
-    def running(self, script: str, command: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-        files = {
-            n: self.folder / f"{n}-{os.urandom(4).hex()}" for n in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")
-        }
-        for file in files.values():
-            file.touch()
-        named = {name: str(file) for name, file in files.items()}
+    def running(self, script: str, command: str, **environment: str) -> Iterator["Running"]:
+        """A process of its own, to be sent signals."""
+        files = self._files()
         process = subprocess.Popen(
-            [sys.executable, ROOT / ".github/provisioning" / script, command],
-            env=self.given | named | environment,
+            [sys.executable, SCRIPTS / script, command],
+            env=self.given | named(files) | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._files = {process.pid: files} | getattr(self, "_files", {})
         try:
-            yield process
+            yield Running(process, files)
         finally:
             process.kill()
             process.wait()
 
-    def ended(self, process: "subprocess.Popen[str]", log: str) -> Ended:
-        files = self._files[process.pid]
-        said = read_outputs(files["GITHUB_OUTPUT"].read_text())
-        return Ended(process.returncode, said, log, files["GITHUB_STEP_SUMMARY"].read_text())
+    def _files(self) -> dict[str, Path]:
+        mark = os.urandom(4).hex()
+        files = {name: self.folder / f"{name}-{mark}" for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        for file in files.values():
+            file.touch()
+        return files
+
+
+@dataclass
+class Running:
+    """A step under way."""
+
+    process: "subprocess.Popen[str]"
+    files: dict[str, Path]
+
+    def end(self) -> Ended:
+        """Wait for it."""
+        log, _ = self.process.communicate(timeout=15)
+        return ended(self.process.returncode, self.files, log)
+
+
+def named(files: dict[str, Path]) -> dict[str, str]:
+    return {name: str(file) for name, file in files.items()}
+
+
+def ended(code: int, files: dict[str, Path], log: str) -> Ended:
+    said = read_outputs(files["GITHUB_OUTPUT"].read_text())
+    return Ended(code, said, log, files["GITHUB_STEP_SUMMARY"].read_text())
 
 
 def read_outputs(text: str) -> dict[str, str]:

@@ -69,23 +69,21 @@ def test_whatever_ends_a_step_the_error_says_what_was_running(
 ) -> None:
     clouds.joins = False
     limit = {"JOIN_SECONDS": "60", "STEP_SECONDS": "60" if by else "4"}
-    with steps.running("provision_vm.py", "create", **limit) as process:
-        wait_for_line(process, "Waiting for server")
+    with steps.running("provision_vm.py", "create", **limit) as step:
+        wait_for_line(step.process, "Waiting for server")
         if by:
-            process.send_signal(by)
-        log, _ = process.communicate(timeout=15)
+            step.process.send_signal(by)
+        end = step.end()
     (server,) = clouds.servers
-    end = steps.ended(process, log)
     what = f"waiting for server {server} to join the Tailscale network"
     assert end.error == f"Provision VM {said}; what was running: {what}."
     assert end.outputs["server_id"] == str(server)
 
     clouds.hetzner.locked = 1_000_000
-    with steps.running("provision_vm.py", "cleanup", SERVER_ID=str(server)) as process:
-        wait_for_line(process, "Hetzner says locked")
-        process.send_signal(by or signal.SIGTERM)
-        log, _ = process.communicate(timeout=15)
-    end = steps.ended(process, log)
+    with steps.running("provision_vm.py", "cleanup", SERVER_ID=str(server)) as step:
+        wait_for_line(step.process, "Hetzner says locked")
+        step.process.send_signal(by or signal.SIGTERM)
+        end = step.end()
     assert f"Server {server} may be left behind" in end.outputs["result"]
     assert "server_left" not in end.outputs
 

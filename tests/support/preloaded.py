@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +128,22 @@ def fork_servers() -> None:
 
 
 def fork_commands() -> None:
-    """Fork flask for each line of the input, and print its exit code."""
+    """Fork flask, or a script of the provisioning, for each line of the input; print its exit code."""
     from flask.cli import main
 
     for line in sys.stdin.buffer:
+        arguments, environ, *outputs = json.loads(line)
+        script = Path(arguments[0])
+        if script.suffix == ".py":
+            importlib.import_module("hcloud")
         if pid := os.fork():
             print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        elif script.suffix == ".py":
+            sys.path.insert(0, str(script.parent))
+            run = partial(runpy.run_path, str(script), run_name="__main__")
+            become(str(script), run, arguments[1:], environ, *outputs)
         else:
-            become("flask", main, *json.loads(line))
+            become("flask", main, arguments, environ, *outputs)
 
 
 def share_templates(folder: str) -> None:
@@ -148,7 +157,7 @@ def share_templates(folder: str) -> None:
 def become(
     name: str, run: Callable[[], Any], arguments: list[str], environ: dict[str, str], *outputs: str
 ) -> None:
-    """Go on as `python -m NAME` would have begun; does not return.
+    """Go on as `python -m NAME`, or a script of that name, would have begun; does not return.
 
     A process, or another that it has forked, ends without freeing every object that was preloaded, which
     takes longer than its start.
