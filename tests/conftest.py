@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "one_database: no statement differs here, so --database=both runs it on SQLite alone"
     )
     config.addinivalue_line("markers", "fuzz: what hypothesis thinks up; make fuzz goes on for longer")
+    config.addinivalue_line("markers", "slow: real starts, kills and waits, which make check leaves out")
     config.addinivalue_line("markers", "browser: needs a browser (marked by its fixture)")
     config.addinivalue_line("markers", "workflow: runs the workflow by act (marked by its fixture)")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background job, and inherited
@@ -47,6 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that is stopped leaves nothing
 
 
+MARKED = {
+    "browser": "browser",
+    "runner": "workflow",
+    "repository": "workflow",
+    "fresh_copy": "slow",
+    "own_database": "slow",
+    "own_cluster": "slow",
+}
+"""Markers that a test has by its fixtures."""
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
@@ -73,7 +83,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         used = getattr(item, "fixturenames", ())
-        for fixture, marker in (("browser", "browser"), ("runner", "workflow"), ("repository", "workflow")):
+        for fixture, marker in MARKED.items():
             if fixture in used:
                 item.add_marker(marker)
 
@@ -185,13 +195,15 @@ def job_id() -> str:
 
 @pytest.fixture
 def fresh_copy(tmp_path: Path) -> Path:
-    """The tracked files alone, beside the packages that are installed already."""
+    """The tracked files and their bytecode, beside the packages that are installed already."""
     copy = tmp_path / "milepost"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in tracked.stdout.split("\0"):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
+    for bytecode in (ROOT / "webapp").rglob("__pycache__"):  # or each copy compiles everything again
+        shutil.copytree(bytecode, copy / bytecode.relative_to(ROOT), dirs_exist_ok=True)
     os.utime(copy / "requirements.txt", (0, 0))
     (copy / ".venv").symlink_to(ROOT / ".venv")
     return copy

@@ -349,6 +349,7 @@ def test_a_badge_opens_the_badge_alone_and_a_page_no_badge(server: Server, job_i
     assert requests.get(server.job(job_id)["badge_url"], timeout=30).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_revoked_link_stays_dead_when_its_job_is_pruned_and_returns(serve: Serve, job_id: str) -> None:
     server = serve()
     server.report(job_id, "running")
@@ -447,6 +448,7 @@ def test_no_line_of_the_log_has_a_links_token_whatever_goes_wrong(serve: Serve, 
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022])
+@pytest.mark.slow
 def test_the_databases_files_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
     server = Server(tmp_path, f"sqlite:///{tmp_path}/data/milepost.db")
     before = os.umask(umask)

@@ -109,6 +109,7 @@ def test_a_job_keeps_its_steps_whatever_becomes_of_the_file(
 
 @pytest.mark.one_database
 @pytest.mark.parametrize("fail_at", ["", "build_assets"])
+@pytest.mark.slow
 def test_any_pipeline_is_rehearsed(deployer: Server, job_id: str, fail_at: str) -> None:
     options = ["--fail-at", fail_at] if fail_at else []
     deployer.flask("rehearse", "--pace", "0", "--pipeline", "deploy", "--job-id", job_id, *options)

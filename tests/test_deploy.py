@@ -24,6 +24,8 @@ from tests.support.proxies import DEPLOY, caddy, nginx
 from tests.support.server import KEY, ROOT, Serve, Server, sign, wait_until
 from webapp.config import NAMES, load
 
+pytestmark = pytest.mark.slow
+
 BELOW = "/milepost"
 Proxy = Callable[[Path, int, int, str], AbstractContextManager[str]]
 

@@ -60,7 +60,8 @@ def test_at_sigterm_streams_and_idle_connections_end_at_once(serve: Serve, job_i
             events.next()
         server.stop()
         for events in streams:
-            assert list(events) == []  # the chunked answer is whole: no proxy logs an error
+            said = [*events]  # to the end: the chunked answer is whole, and no proxy logs an error
+            assert all(event.keys() == {""} for event in said), "a comment, where opening took long"
         for connection in idle:
             assert connection.recv(1) == b""
 
@@ -86,6 +87,7 @@ def test_what_has_begun_at_sigterm_is_answered_within_three_seconds(serve: Serve
     assert server.job(job_id)["status"] == "provisioning"
 
 
+@pytest.mark.slow
 def test_after_an_update_a_hup_serves_the_new_code_and_loses_no_request(
     database: Databases, tmp_path: Path, job_id: str
 ) -> None:
@@ -207,6 +209,7 @@ def dead_pipe() -> int:
 @pytest.mark.parametrize(
     "stderr", [dead_pipe, lambda: os.open("/dev/full", os.O_WRONLY)], ids=["gone", "full"]
 )
+@pytest.mark.slow
 def test_a_log_that_is_gone_or_full_from_the_start_is_survived(
     serve: Serve, job_id: str, stderr: Callable[[], int]
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_log_that_is_gone_or_full_from_the_start_is_survived(
     server.stop()
 
 
+@pytest.mark.slow
 def test_a_closed_stderr_is_survived_at_the_start(tmp_path: Path, job_id: str) -> None:
     for part in ("webapp", "templates", "static", ".github/actions"):
         shutil.copytree(ROOT / part, tmp_path / part)
@@ -243,6 +247,7 @@ def test_a_closed_stderr_is_survived_at_the_start(tmp_path: Path, job_id: str) -
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_a_log_reader_that_stalls_holds_up_nobody_and_hears_of_the_gap(serve: Serve) -> None:
     server = serve()
     server.stop()

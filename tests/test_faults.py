@@ -21,6 +21,8 @@ from tests.support.databases import Databases
 from tests.support.load import Client, heartbeat, request, resident
 from tests.support.server import Serve, Server, wait_until
 
+pytestmark = pytest.mark.slow
+
 SILENT = 2000  # clients
 DEAF = 50  # clients
 CHANGES = 50

@@ -120,6 +120,7 @@ def test_the_streams_of_two_servers_show_what_either_was_told(
                 all_show(client, {0: version(server, job_id)})
 
 
+@pytest.mark.slow
 def test_a_server_at_rest_hears_what_another_was_told(server: Server, serve: Serve, job_id: str) -> None:
     other = serve(DATABASE_URL=server.database_url)
     server.report(job_id, "provisioning")
@@ -129,6 +130,7 @@ def test_a_server_at_rest_hears_what_another_was_told(server: Server, serve: Ser
         all_show(client, {0: version(server, job_id)})
 
 
+@pytest.mark.slow
 def test_no_change_is_lost_however_fast_they_come(serve: Serve) -> None:
     server = serve(WEB_CONCURRENCY="2")
     job_ids = [new_job_id() for _ in range(30)]
@@ -206,6 +208,7 @@ def test_a_stream_on_a_job_that_is_over_says_so_and_ends(server: Server, job_id:
         assert [event["event"] for event in events] == ["steps", "done"]
 
 
+@pytest.mark.slow
 def test_a_stream_at_rest_says_that_it_is_still_there(resting: Resting) -> None:
     left = max(COMMENT_EVERY - (time.monotonic() - resting.since), 1)
     resting.events.be_patient(left)
@@ -216,6 +219,7 @@ def test_a_stream_at_rest_says_that_it_is_still_there(resting: Resting) -> None:
     assert not any(b"\r" in line for line in body)  # HTTP/1.0 knows no chunks
 
 
+@pytest.mark.slow
 def test_a_stream_whose_client_is_gone_is_let_go_of(server: Server, resting: Resting) -> None:
     wait_until(lambda: server.open_files() < resting.files + GONE / 2, within=2 * COMMENT_EVERY + 5)
 

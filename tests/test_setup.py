@@ -68,6 +68,7 @@ def test_a_bad_setting_names_itself_and_keeps_its_value_to_itself(
     ],
     ids=["terminal", "flask", "gunicorn"],
 )
+@pytest.mark.slow
 def test_nothing_starts_without_its_secrets(tmp_path: Path, command: tuple[str, ...], name: str) -> None:
     server = Server(tmp_path, f"sqlite:///{tmp_path}/milepost.db")
     del server.environ[name]
@@ -89,6 +90,7 @@ def check_refused(done: subprocess.CompletedProcess[str], name: str) -> None:
     assert done.stderr.count("\n") <= 2 and SHORT not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_server_waits_for_no_schema_it_says_what_helps(
     new_database: Callable[[], str], preloaded: Preloads, tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_server_waits_for_no_schema_it_says_what_helps(
     assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_database_of_0_1_is_brought_to_the_schema_that_a_new_one_has(
     new_database: Callable[[], str], preloaded: Preloads, serve: Serve, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ def test_jobs_lists_the_newest_first(server: Server, job_id: str) -> None:
 
 
 @pytest.mark.one_database
+@pytest.mark.slow
 def test_a_rehearsal_is_a_whole_run_through_the_shipped_sender(server: Server) -> None:
     job = server.job(rehearse(server))
     assert job["status"] == "running" and all(step["started_at"] for step in job["steps"])
@@ -46,6 +47,7 @@ def test_a_rehearsal_is_a_whole_run_through_the_shipped_sender(server: Server) -
 
 @pytest.mark.one_database
 @pytest.mark.parametrize(("place", "step"), [("provision", "creating"), ("configure", "configuring")])
+@pytest.mark.slow
 def test_a_rehearsal_fails_where_it_is_asked_to(server: Server, job_id: str, place: str, step: str) -> None:
     assert rehearse(server, "--fail-at", place, "--job-id", job_id) == job_id
     page = server.page(job_id)
@@ -54,6 +56,7 @@ def test_a_rehearsal_fails_where_it_is_asked_to(server: Server, job_id: str, pla
 
 
 @pytest.mark.one_database
+@pytest.mark.slow
 def test_a_job_rehearsed_again_has_a_second_attempt(server: Server, job_id: str) -> None:
     rehearse(server, "--job-id", job_id, "--fail-at", "provision")
     rehearse(server, "--job-id", job_id)

@@ -22,6 +22,8 @@ import requests
 from tests.support.databases import Databases
 from tests.support.server import CALLBACKS, KEY, ROOT, Serve, Server, new_job_id, wait_until
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("TORTURE", 4))
 STEPS = ("provisioning", "vm_created", "ansible_started", "ansible_complete", "running")
 SENDER = ROOT / ".github" / "actions" / "report-step" / "report_step.py"

@@ -93,7 +93,7 @@ class Home(Server):
             "PORT": str(port)
         }
         for name in ("webapp", "templates", "static"):
-            shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, self.root / name)
         shutil.copy(ROOT / "wsgi.py", self.root)
 
     def flask(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -123,6 +123,7 @@ class Home(Server):
 
 
 @pytest.mark.one_database
+@pytest.mark.slow
 def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) -> None:
     port, file = free_port(), tmp_path / "backup.tar.gz"
     (first, second, third) = (Home(tmp_path / name, port) for name in ("first", "second", "third"))
@@ -204,6 +205,7 @@ def test_prune_spares_what_is_under_way_and_the_usual_times(serve: Serve) -> Non
 
 
 @pytest.mark.one_database
+@pytest.mark.slow
 def test_prune_gives_the_space_back_and_callbacks_go_on_beside_it(serve: Serve, own_sqlite: str) -> None:
     server = serve(DATABASE_URL=own_sqlite)
     live, file = new_job_id(), Path(own_sqlite.removeprefix("sqlite:///"))

@@ -39,7 +39,7 @@ class Scene:
     def start(self, play: str = "", workflow: str = PROVISION, **inputs: Any) -> Run:
         self.attempts += 1
         environment = {"PLAY": play, "GITHUB_RUN_ATTEMPT": str(self.attempts), "JOIN_SECONDS": "1"}
-        environment |= self.environment
+        environment |= self.runner.all_installed() | self.environment
         fields = {"job_id": self.job_id, "agent_id": "agent-7"}
         if workflow == PROVISION:
             fields |= {"region": "eu-central", "callback_url": self.relay.url}
@@ -80,7 +80,11 @@ def scene(server: Server, relay: Relay, clouds: Clouds, runner: Runner, job_id: 
     return Scene(server, relay, clouds, runner, job_id)
 
 
+REAL_PIP = {"PYTHONPATH": ""}
+
+
 def test_success_reports_every_milestone_in_order(scene: Scene) -> None:
+    scene.environment |= REAL_PIP
     assert scene.run()
     assert scene.relay.milestones() == SUCCESS
     assert scene.states() == DONE
@@ -222,7 +226,7 @@ def test_a_receiver_that_is_away_in_the_middle_sees_the_end(scene: Scene) -> Non
 
 
 def test_a_run_that_fails_before_the_server_says_that_there_is_none(scene: Scene) -> None:
-    scene.environment["PIP_IGNORE_INSTALLED"] = "1"  # and there is no index: nothing can be installed
+    scene.environment |= REAL_PIP | {"PIP_IGNORE_INSTALLED": "1"}  # and there is no index to install from
     assert not scene.run()
     assert scene.relay.milestones() == ["provisioning", "failed"]
     assert scene.failure()["failed_step"] == scene.failure()["step"] == "unknown"
@@ -265,6 +269,7 @@ def test_a_dry_run_orders_and_reports_nothing(scene: Scene) -> None:
 
 def test_an_agent_is_destroyed_and_the_sweep_finds_nothing_left(scene: Scene) -> None:
     assert scene.run()
+    scene.environment |= REAL_PIP
     scene.clouds.tailnet.add("agent-0123456789ab", ["100.64.1.1"], tags=["tag:agent"])
     assert scene.run(workflow=DESTROY, job_id="")
     assert scene.clouds.servers == {} and len(scene.clouds.devices) == 1
