@@ -18,7 +18,7 @@ run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
 test: lint browser ## everything that CI checks: lint, both databases, the browser, the workflow
 	$(PYTEST) --database=both
 
-check: lint ## the work in between: lint, pure tests and servers on SQLite; no browser, no slow starts, kills and waits
+check: lint ## the work in between: lint, pure tests and servers on SQLite; no browser, no slow starts, kills or waits
 	@$(PYTEST) --quiet --tb=no -m "not browser and not workflow and not slow"
 
 test-provisioning: .venv/development ## the playbook in a chroot: needs root and debootstrap

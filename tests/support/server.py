@@ -36,11 +36,12 @@ def free_port() -> int:
 
 def wait_until(holds: Callable[..., Any], within: float = 20.0) -> Any:
     """The first true answer of `holds`, asked again and again; fails after `within` seconds."""
-    until = time.monotonic() + within
+    until, pause = time.monotonic() + within, 0.01
     while time.monotonic() < until:
         if answer := holds():
             return answer
-        time.sleep(0.02)  # between two looks at a condition
+        time.sleep(pause)  # between two looks, each a request or more
+        pause = min(1.5 * pause, 0.1)
     raise AssertionError(f"not within {within} s")
 
 
