@@ -35,12 +35,13 @@ def about(server: Server, event: str, **fields: object) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_request_has_one_line_with_its_id(office: Server, job_id: str) -> None:
-    office.report(job_id, "provisioning")
-    answer = requests.get(office.link(job_id), timeout=30)
+@pytest.mark.parametrize("path", ["", "/events"])
+def test_a_request_has_one_line_with_its_id(office: Server, job_id: str, path: str) -> None:
+    office.report(job_id, "running")
+    answer = requests.get(office.link(job_id) + path, timeout=30)
     line = wait_until(lambda: about(office, "request", request=answer.headers["X-Request-Id"]))
     assert len(line) == 1
-    assert (line[0]["method"], line[0]["route"], line[0]["status"]) == ("GET", "/p/<token>", 200)
+    assert (line[0]["method"], line[0]["route"], line[0]["status"]) == ("GET", f"/p/<token>{path}", 200)
     assert line[0]["ms"] >= 0
     assert line[0]["address"] == "127.0.0.1"
 

@@ -21,8 +21,9 @@ def test_a_wrong_token_is_a_404_like_any_other(server: Server, job_id: str) -> N
     nowhere = requests.get(f"{server.url}/p/nothing", timeout=30)
     other = "B" if link[-1] != "B" else "C"
     for wrong in (link[:-1] + other, link + "=", link[:-1], link.replace(job_id, f"{job_id}x")):
-        answer = requests.get(wrong, timeout=30)
-        assert (answer.status_code, answer.text) == (404, nowhere.text)
+        for path in ("", "/steps", "/events"):
+            answer = requests.get(wrong + path, timeout=30)
+            assert (answer.status_code, answer.text) == (404, nowhere.text)
 
 
 def test_the_fragment_is_sent_unless_its_version_is_still_current(server: Server, job_id: str) -> None:

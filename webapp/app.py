@@ -38,7 +38,8 @@ def create_app() -> Flask:
         app.extensions["milepost"] = Parts(app, settings)
     logs.set_up()
     callbacks.set_up(app)
-    middleware.set_up(app, settings)  # around it: what a proxy says counts at that door, too
+    watch.set_up(app)
+    middleware.set_up(app, settings)  # around both: what a proxy says counts there, too
     below = urlsplit(settings.public_url).path
     assets.set_up(app, below)
     for blueprint in (callbacks.bp, watch.bp, api.bp, api.metrics, guard.bp, operator.bp, cli.bp):

@@ -8,6 +8,7 @@ from webapp.config import Settings
 from webapp.page.view import Views
 from webapp.signing import Links
 from webapp.storage import database
+from webapp.storage.reader import Reader
 from webapp.storage.tables import db
 from webapp.storage.writer import Writer
 from webapp.streams.frames import Frames
@@ -22,7 +23,8 @@ class Parts:
         self.settings = settings
         self.links = Links(settings.public_url, settings.secret_key, settings.operator_token)
         self.views = Views(settings)
-        self.hub = Hub(db.engine, Frames(db.engine, self.views, app.jinja_env.get_template("_steps.html")))
+        self.reader = Reader(db.engine, self.views.of)
+        self.hub = Hub(db.engine, Frames(self.reader, self.views, app.jinja_env.get_template("_steps.html")))
         self.writer = Writer(db.engine, files, settings, self.hub.wake)
 
 

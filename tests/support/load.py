@@ -15,6 +15,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -312,8 +313,9 @@ def workers_of(ports: Iterable[int], workers: Iterable[int], server: int) -> dic
     owner = {}
     for pid in workers:
         for handle in Path(f"/proc/{pid}/fd").iterdir():
-            if (target := str(handle.readlink())).startswith("socket:["):
-                owner[target[8:-1]] = pid
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if (target := str(handle.readlink())).startswith("socket:["):
+                    owner[target[8:-1]] = pid
     wanted, found = set(ports), {}
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, *rest = line.split()

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from inspect import getmembers, isfunction
 from itertools import accumulate
+from urllib.parse import quote
+
+from markupsafe import Markup
 
 from webapp.page.view import View, iso
 from webapp.rules.attempt import Step
@@ -28,6 +31,11 @@ WAITS = {
     "runner": "Waiting for a free runner",
 }
 WAITED_FOR = {"approval": "approval", "run": "another run", "runner": "a runner"}
+PICTURE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16" fill="#{}"><rect width="16" height="16"'
+    ' rx="4"/><text x="8" y="12.5" font-family="sans-serif" font-weight="700" font-size="13"'
+    ' text-anchor="middle" fill="#fff">{}</text></svg>'
+)
 LINES, CHARACTERS = 3, 280  # of an error, that stand under the headline
 SLOW, SLOW_STEP = 2, 120.0  # times the usual; seconds of a step of which nothing is usual
 
@@ -191,7 +199,43 @@ def roughly(seconds: float) -> str:
 
 def moment(seconds: float) -> str:
     """A time of day in UTC, with its date."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%d %b %Y, %H:%M UTC")
+    return _minute(seconds // 60)
+
+
+@lru_cache(4096)
+def _minute(minute: float) -> str:
+    return datetime.fromtimestamp(minute * 60, UTC).strftime("%d %b %Y, %H:%M UTC")
+
+
+def clock(view: View, at: float) -> Markup:
+    """A time of day as an element, with its date on another day than today."""
+    text, today = moment(at), moment(view.clock.now)
+    return _time(f'datetime="{iso(at)}" data-clock', text[13:] if text[:11] == today[:11] else text)
+
+
+def since(view: View, at: float, word: str = "") -> Markup:
+    """How long ago a moment was, as an element that the page's script counts up."""
+    passed = duration(view.clock.now - at)
+    return _time(f'datetime="{iso(at)}" data-since="{word}"', f"{word} {passed}" if word else passed)
+
+
+def took(start: float, end: float) -> Markup:
+    """How long something took, as an element."""
+    return _time(f'datetime="PT{max(int(end - start), 0)}S"', duration(end - start))
+
+
+def _time(attributes: str, text: str) -> Markup:  # as macros of the template these took half of a fragment
+    return Markup(f"<time {attributes}>{text}</time>")  # noqa: S704 -- nothing in it was reported
+
+
+def icon(view: View) -> str:
+    """The tab's icon as the address of a picture: a colour and one letter."""
+    return _picture(*sign(view)[:2])
+
+
+@lru_cache
+def _picture(colour: str, letter: str) -> str:
+    return "data:image/svg+xml," + quote(PICTURE.format(colour, letter))
 
 
 FOR_TEMPLATES = {"iso": iso, "kept": kept, **dict(getmembers(sys.modules[__name__], isfunction))}

@@ -1,8 +1,6 @@
 """The machine's door: prove, then parse, then store; answered only once it is on disk."""
 
 import json
-import os
-from collections.abc import Callable
 from time import perf_counter, time
 from typing import Any
 
@@ -13,11 +11,10 @@ from webapp import refusals
 from webapp.config import CALLBACK_PATH, LARGEST_DELIVERY
 from webapp.github import runs
 from webapp.parts import Parts, parts
-from webapp.routes.middleware import note, protective, write_line
+from webapp.routes.middleware import Wsgi, begin_answer, note, protective
 from webapp.rules.report import parse, read, sent_at
 from webapp.signing import is_signed
 
-Wsgi = Callable[[dict[str, Any], Any], Any]
 bp = Blueprint("callbacks", __name__)
 
 
@@ -45,11 +42,8 @@ def _door(app: Wsgi, ours: Parts) -> Wsgi:
         except Exception as refusal:
             environ["milepost.refusal"] = refusal, began, noted
             return app(environ, start_response)
-        request_id = os.urandom(8).hex()
-        own = [("X-Request-Id", request_id), ("Content-Length", str(len(said)))]
-        start_response("200 OK", headers + own)
-        told = {"request": request_id, "address": environ.get("REMOTE_ADDR")}
-        write_line(environ, CALLBACK_PATH, 200, began, told | noted)
+        own = [*headers, ("Content-Length", str(len(said)))]
+        begin_answer(environ, start_response, own, CALLBACK_PATH, began, **noted)
         return (said,)
 
     return door

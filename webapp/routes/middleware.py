@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,13 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
 )
+EVENT_STREAM = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx's
+}
+
+Wsgi = Callable[[dict[str, Any], Any], Any]
 
 
 class JobId(BaseConverter):
@@ -50,10 +57,15 @@ def _adapted(app: Any, path: str) -> Any:
     return call
 
 
-def protective(settings: Settings, framed_by: str = "'none'") -> list[tuple[str, str]]:
+def framed_by(settings: Settings) -> str:
+    """Who may frame a progress page."""
+    return " ".join(settings.embed_origins) or "'none'"
+
+
+def protective(settings: Settings, framers: str = "'none'") -> list[tuple[str, str]]:
     """The headers that protect an answer."""
     url = urlsplit(settings.public_url)
-    headers = [("Content-Security-Policy", POLICY + framed_by)]
+    headers = [("Content-Security-Policy", POLICY + framers)]
     headers += [("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")]
     if url.scheme == "https" and not url.path:  # below a path, the host is not ours to bind to https
         headers.append(("Strict-Transport-Security", "max-age=31536000"))
@@ -66,7 +78,7 @@ def set_up(app: Flask, settings: Settings) -> None:
     inner = _adapted(app.wsgi_app, path)  # set as Flask documents it, which mypy takes for a method
     app.wsgi_app = ProxyFix(inner, x_for=proxies, x_proto=proxies)  # type: ignore[method-assign]
     everywhere = protective(settings)
-    of_pages = protective(settings, " ".join(settings.embed_origins) or "'none'")
+    of_pages = protective(settings, framed_by(settings))
 
     @app.before_request
     def begin() -> None:
@@ -99,6 +111,21 @@ def set_up(app: Flask, settings: Settings) -> None:
 def note(**fields: object) -> None:
     """Have the request's line say more, as its `job` or the `cause` of a refusal; never a secret, a link."""
     g.noted.update(fields)
+
+
+def begin_answer(
+    environ: dict[str, Any],
+    start_response: Any,
+    headers: Sequence[tuple[str, str]],
+    route: str,
+    began: float,
+    **noted: object,
+) -> None:
+    """Begin a 200 that goes without Flask, and write its line."""
+    request_id = os.urandom(8).hex()
+    start_response("200 OK", [*headers, ("X-Request-Id", request_id)])
+    told = {"request": request_id, "address": environ.get("REMOTE_ADDR")}
+    write_line(environ, route, 200, began, told | noted)
 
 
 def write_line(
@@ -138,8 +165,7 @@ def unavailable(error: SQLAlchemyError | MemoryError) -> Response:
 
 def event_stream(events: Iterator[bytes]) -> Response:
     """Server-sent events as they come, in no wrapper and no proxy's buffer: there are ten thousand."""
-    headers = {"X-Accel-Buffering": "no"}
-    return Response(events, mimetype="text/event-stream", headers=headers, direct_passthrough=True)
+    return Response(events, headers=EVENT_STREAM, direct_passthrough=True)
 
 
 def healthz() -> tuple[str, int]:

@@ -1,10 +1,14 @@
 """The watcher's door: page, JSON, fragment and stream; the token is all that it takes."""
 
-from flask import Blueprint, Response, abort, jsonify, render_template, request
+from contextlib import suppress
+from time import perf_counter
+from typing import Any
+
+from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
 
 from webapp.page.view import View, iso
-from webapp.parts import parts
-from webapp.routes.middleware import event_stream
+from webapp.parts import Parts, parts
+from webapp.routes.middleware import EVENT_STREAM, Wsgi, begin_answer, event_stream, framed_by, protective
 from webapp.storage.tables import db
 
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
@@ -16,6 +20,30 @@ def shared(token: str, number: int | None = None, kind: str = "progress") -> Vie
     with db.engine.connect() as connection:
         view = parts().views.find(connection, job_id, number)
     return view if view and view.link == link else abort(404)
+
+
+def set_up(app: Flask) -> None:
+    """Open streams before Flask, which took a fifth of the time of one."""
+    ours: Parts = app.extensions["milepost"]
+    app.wsgi_app = _door(app.wsgi_app, ours)  # type: ignore[method-assign, assignment]
+
+
+def _door(app: Wsgi, ours: Parts) -> Wsgi:
+    """WSGI: a stream is opened here; Flask says why one is refused, and all else."""
+    headers = [*EVENT_STREAM.items(), *protective(ours.settings, framed_by(ours.settings))]
+
+    def door(environ: dict[str, Any], start_response: Any) -> Any:
+        began, path = perf_counter(), environ["PATH_INFO"]
+        if environ["REQUEST_METHOD"] != "GET" or not path.endswith("/events") or path[:3] != "/p/":
+            return app(environ, start_response)
+        known = ours.links.read(path[3 : -len("/events")])
+        with suppress(Exception):  # Flask meets it again, and says it
+            if known and (view := ours.reader.find(known[0])) and view.link == known[1]:
+                begin_answer(environ, start_response, headers, "/p/<token>/events", began)
+                return ours.hub.events(view, seen=environ.get("HTTP_LAST_EVENT_ID", ""))
+        return app(environ, start_response)
+
+    return door
 
 
 @bp.get("")

@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Engine, and_, func, or_, select
 
 from webapp.rules.attempt import Clock
 from webapp.rules.progress import NEWEST
+from webapp.storage.database import to_write
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, callbacks, departed, jobs
 from webapp.storage.transaction import DELETED_FOR, Transaction
@@ -97,7 +98,7 @@ def give_back(engine: Engine) -> bool:
     """Give SQLite's free pages back to the disk, step by step; False for a file that cannot shrink so."""
     if engine.dialect.name != "sqlite":
         return True  # PostgreSQL's own autovacuum makes the space usable again
-    with engine.connect().execution_options(writes=True) as connection:
+    with to_write(engine) as connection:
         ask: Any = connection.connection.cursor()
 
         def step() -> int | None:

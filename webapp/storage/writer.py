@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from webapp.config import Settings
 from webapp.rules.attempt import Report
 from webapp.storage.arrivals import receive, try_to_store
-from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason
+from webapp.storage.database import PROBLEM, SQLiteFiles, is_about_one_job, reason, to_write
 from webapp.storage.notifications import tell
 from webapp.storage.transaction import Changes, Transaction
 
@@ -177,7 +177,7 @@ class Writer:
 
     def _commit(self, change: Callable[[Transaction], T], retry: bool = True) -> tuple[T, Changes]:
         if self._connection is None or self._connection.closed:
-            self._connection = self.engine.connect().execution_options(writes=True)
+            self._connection = to_write(self.engine)
         try:
             with self._connection.begin() as begun:
                 transaction = Transaction(self._connection, self.settings)

@@ -8,9 +8,9 @@ from math import inf
 from typing import NamedTuple
 
 from jinja2 import Template
-from sqlalchemy import Engine
 
 from webapp.page.view import View, Views, iso
+from webapp.storage.reader import Reader
 from webapp.storage.transaction import Change
 
 ANY = ""  # in place of a job id: any job
@@ -37,8 +37,8 @@ GONE = Frame(0, "", -1, is_over=True)  # of a job that was pruned or deleted: no
 class Frames:
     """Makes frames, outside of any request."""
 
-    def __init__(self, engine: Engine, views: Views, template: Template) -> None:
-        self._engine, self._views, self._template = engine, views, template
+    def __init__(self, reader: Reader[View], views: Views, template: Template) -> None:
+        self._reader, self._views, self._template = reader, views, template
 
     def find(self, job_id: str, change: Change) -> View | None:
         """A job after a change: as the commit told it, or else as the database has it now."""
@@ -47,8 +47,7 @@ class Frames:
                 return self._views.of(change.job, None, change.attempt)
         except LookupError:  # its steps are not in memory
             pass
-        with self._engine.connect() as connection:
-            return self._views.find(connection, job_id)
+        return self._reader.find(job_id)
 
     def of(self, view: View | None, before: Frame = GONE, seen: str = "") -> Frame:
         """The frame of a view.

@@ -7,9 +7,10 @@ from typing import Any
 from alembic import context
 from sqlalchemy import text
 
+from webapp.storage.database import to_write
 from webapp.storage.tables import db
 
-with db.engine.connect().execution_options(writes=True) as connection:
+with to_write(db.engine) as connection:
     context.configure(connection=connection, target_metadata=db.metadata, render_as_batch=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
