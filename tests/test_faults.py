@@ -104,6 +104,32 @@ def test_a_commit_that_fails_is_never_acknowledged(serve: Serve, job_id: str) ->
 
 
 @pytest.mark.one_database
+def test_a_frame_that_fails_is_logged_with_its_job_and_the_next_is_shown(tmp_path: Path, job_id: str) -> None:
+    server = Server(tmp_path, Databases("sqlite").migrated())  # its line has a traceback
+    server.start()
+    try:
+        server.report(job_id, "provisioning")
+        with closing(server.events(job_id)) as events:
+            events.next()
+            with closing(sqlite3.connect(server.database_url.removeprefix("sqlite:///"))) as other, other:
+                other.execute("""UPDATE attempts SET usual = '{"creating": 5}'""")  # of no known shape
+            server.report(job_id, "heartbeat", note="5 of 8")
+            failed = wait_until(
+                lambda: [line for line in log(server) if line["event"] == "no frame of a job"]
+            )
+            assert {(line["level"], line["job"]) for line in failed} == {("error", job_id)}
+            server.report(job_id, "vm_created")
+            assert 'data-step="installing" data-state="active"' in events.next()["data"]
+    finally:
+        server.stop()
+
+
+def log(server: Server) -> list[dict[str, object]]:
+    """Each line is an event; what was raised stands in the same line."""
+    return [json.loads(line) for line in server.log.read_text().splitlines()]
+
+
+@pytest.mark.one_database
 def test_a_page_whose_worker_is_killed_comes_back_with_the_newest_state(
     serve: Serve, browser: Browser, job_id: str
 ) -> None:

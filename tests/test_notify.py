@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, time
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from sqlalchemy import create_engine, make_url, text
 
+from tests.support.github import GitHub
 from tests.support.operator import signed_in
 from tests.support.server import Serve, Server, wait_until
 from tests.support.webhook import Webhook, webhook
@@ -162,6 +165,36 @@ def test_a_service_that_was_told_is_not_told_again_for_one_that_is_away(
         wait_until(lambda: other.about(job_id))
         wait_until(lambda: settled(server))
         assert (len(hook.told), len(other.told)) == (1, 1)
+
+
+@pytest.mark.one_database
+def test_two_addresses_of_one_account_are_both_told_each_once(
+    serve: Serve, hook: Webhook, job_id: str
+) -> None:
+    hook.refuses, host = "first", urlsplit(hook.url).netloc
+    server = serve(NOTIFY_URLS=f"ntfy://{host}/first ntfy://{host}/second")
+    server.report(job_id, "failed")
+    wait_until(lambda: hook.refused and hook.told)
+    hook.refuses = ""
+    wait_until(lambda: settled(server))
+    assert [each["topic"] for each in hook.told] == ["second", "first"]
+
+
+@pytest.mark.one_database
+def test_a_refused_dispatch_is_told_in_githubs_words_to_the_operator_alone(
+    serve: Serve, at_github: GitHub, hook: Webhook, job_id: str
+) -> None:
+    words = "Required input 'size' not provided"
+    at_github.refuse(422, words)
+    server = serve(NOTIFY_URLS=hook.url, **at_github.settings)
+    assert server.create(job_id).status_code == 502
+    [message] = wait_until(lambda: hook.told)
+    assert f"GitHub's answer: {server.job(job_id)['error']}" in message["message"]
+    assert words in message["message"]
+    page = requests.get(server.link(job_id), timeout=30).text
+    for shown in (page, server.page(job_id)["error"]):
+        assert "GitHub did not start the workflow. The operator can see the reason." in shown
+        assert "Required input" not in shown
 
 
 @pytest.mark.one_database

@@ -16,6 +16,7 @@ import pytest
 import requests
 from sqlalchemy import create_engine, text
 
+from tests.support import old_version
 from tests.support.databases import Databases
 from tests.support.operator import signed_in
 from tests.support.server import ROOT, Serve, Server, free_port, new_job_id, wait_until
@@ -153,6 +154,24 @@ def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) ->
         assert again.returncode and "has jobs" in again.stderr
     finally:
         second.stop()
+
+
+@pytest.mark.one_database
+def test_a_job_that_was_done_under_0_1_is_done_by_a_grown_built_in_file(tmp_path: Path) -> None:
+    home = Home(tmp_path, free_port())
+    (home.root / "instance").mkdir()
+    home.environ["DATABASE_URL"] = home.database_url = f"sqlite:///{home.root}/instance/milepost.db"
+    old_version.make(home.database_url)
+    with (home.root / "webapp" / "rules" / "pipelines" / "provision-agent.toml").open("a") as built_in:
+        built_in.write('\n[[steps]]\nid = "checked"\nlabel = "Checked"\n')
+    home.start()
+    try:
+        link = home.flask("link", "a-job").stdout.strip()
+        page = requests.get(link, headers={"Accept": "application/json"}, timeout=10).json()
+        assert [step["state"] for step in page["steps"]] == ["completed"] * 6
+        assert "All 6 steps are done" in requests.get(link, timeout=10).text
+    finally:
+        home.stop()
 
 
 @pytest.mark.one_database

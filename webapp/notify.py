@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from time import time
 from typing import Any
+from zlib import crc32
 
 import gevent
 from sqlalchemy import Row
@@ -83,10 +84,15 @@ def send(services: Sequence[Any], title: str, body: str, kind: str, only: Collec
     """Why each could not be told, "" where it was, by names without secrets; `only` those, if any is left."""
     from apprise import Apprise  # as in `config`
 
-    to = Apprise([each for each in services if f"{each.service_name} {each.url_id()}" in only] or services)
+    left = [each for each in services if _name(each.service_name, each.url(privacy=True)) in only]
+    to = Apprise(left or services)
     said = to.notify(body, title, notify_type=kind, body_format="text", timeout=SENT_WITHIN)
-    told = {f"{each.name} {each.url_id}": "" if each else _last(each.logs()) for each in said}
+    told = {_name(each.name, each.url): "" if each else _last(each.logs()) for each in said}
     return told or {"Apprise": _last(said.logs())}
+
+
+def _name(service: str, url: str) -> str:
+    return f"{service} {crc32(url.encode()):08x}"  # Apprise's own id is the same for all of one account
 
 
 def _last(logs: Iterable[Any]) -> str:

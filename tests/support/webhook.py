@@ -16,6 +16,7 @@ class Webhook:
         self.told: list[dict[str, Any]] = []
         self.refused = 0
         self.is_away = False
+        self.refuses = ""  # a topic of ntfy's, which sends here as well
         self.may_answer = Event()
         self.may_answer.set()
         self.url = ""
@@ -31,13 +32,14 @@ def webhook() -> Iterator[Webhook]:
 
     class Handler(StandIn):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             hook.may_answer.wait(60)
-            if hook.is_away:
+            is_away = hook.is_away or said.get("topic", "") == hook.refuses != ""
+            if is_away:
                 hook.refused += 1
             else:
-                hook.told.append(json.loads(body))
-            self.send_response(503 if hook.is_away else 200)
+                hook.told.append(said)
+            self.send_response(503 if is_away else 200)
             self.end_headers()
 
     with listening(Handler) as port:
