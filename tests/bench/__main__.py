@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[Bench], Figures]] = {
     "costs": costs.costs,
     "workers": costs.workers,
     "growth": costs.grown,
+    "prune": costs.pruning,
     "peers": peers,
 }
 HOLDS = {">=": float.__ge__, "<=": float.__le__, "<": float.__lt__, "=": float.__eq__}

@@ -1,21 +1,26 @@
 """What one request costs: processor time of the workers, what a second worker is worth, a large database."""
 
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import cycle, islice
 
 import requests
+from sqlalchemy import create_engine, text
 
 from tests.bench.bench import Bench, Figure, Figures, Milepost, in_turn
 from tests.support import growth
 from tests.support.load import (
     Client,
+    Load,
     cpu_seconds,
     heartbeat,
     median,
     milestone,
     new_jobs,
+    quantile,
     request,
     workers_of,
 )
@@ -23,6 +28,7 @@ from tests.support.operator import signed_in
 from tests.support.server import OPERATOR_TOKEN
 
 TURNS = 3
+PRUNE_RATE = 50  # callbacks a second
 FIRST = 50  # requests that find everything cold: they are not counted
 
 
@@ -108,6 +114,47 @@ def workers(bench: Bench) -> Figures:
         yield Figure(measure, "two by one", both / alone, "x", goal)
         yield Figure(measure, f"of {owners.total()} connections, at the busier", max(owners.values()), "")
         yield Figure(measure, "errors", errors, "", "= 0")
+
+
+def pruning(bench: Bench) -> Figures:
+    """What `flask prune` does to callbacks beside it: the worst of them, and that of as many without it."""
+    for database in ("sqlite", "postgresql"):
+        with bench.milepost(database) as milepost:
+            growth.fill(milepost.database_url, bench.count(10_000))
+            _fatten(milepost.database_url)
+            (name,) = milepost.jobs(1)
+
+            def beats(milepost: Milepost = milepost, name: str = name) -> Load:
+                return milepost.client.pace((heartbeat(name) for _ in range(PRUNE_RATE)), PRUNE_RATE)
+
+            start, beside = time.monotonic(), []
+            with ThreadPoolExecutor(1) as terminal:
+                pruned = terminal.submit(milepost.flask, "prune", "--older-than", "1")
+                while not pruned.done():
+                    beside.append(beats())
+            taken = time.monotonic() - start
+            alone = [beats() for _ in beside]
+        measure = f"prune, {database}"
+        yield Figure(measure, pruned.result().stdout.strip(), taken, "s")
+        worst = {}
+        for kind, loads in (("without it", alone), ("beside it", beside)):
+            times = [1000 * latency for load in loads for latency in load.latencies]
+            worst[kind] = max(times)
+            yield Figure(measure, f"a callback {kind}: p99", quantile(times, 0.99), "ms")
+            yield Figure(measure, f"a callback {kind}: worst of {len(times)}", worst[kind], "ms")
+            yield Figure(measure, f"a callback {kind}: errors", sum(load.errors for load in loads), "", "= 0")
+        yield Figure(
+            measure, "the worst is later by", worst["beside it"] - worst["without it"], "ms", "<= 50"
+        )
+
+
+def _fatten(database_url: str) -> None:
+    """Of a tenth of the callbacks, the bodies become as large as may be."""
+    engine = create_engine(database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        large = "UPDATE callbacks SET body = replace(body, '{', :filling) WHERE id % 10 = 0"
+        connection.execute(text(large), {"filling": "{" + " " * 60_000})
+    engine.dispose()
 
 
 def grown(bench: Bench) -> Figures:
