@@ -60,10 +60,12 @@ def deliver(writer: Writer, event: str, payload: Mapping[str, Any]) -> list[str]
         return []
     try:
         repository = str(payload["repository"]["full_name"])[:200]
+        if _differ(repository, writer.settings.dispatch_repository):
+            return []
         word = _read_run(writer, payload[event]) if event == "workflow_run" else _read_job(payload[event])
     except UNREADABLE:
         raise BadField(f"{event[:64]}: not the payload that GitHub documents") from None
-    if word is None or _differ(repository, writer.settings.dispatch_repository):
+    if word is None:
         return []
     word = word._replace(repository=repository)
     return writer.run(lambda transaction: _hear(transaction, word))
