@@ -9,6 +9,7 @@ from webapp.rules import progress
 from webapp.rules.attempt import Attempt, Report
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import BadField
+from webapp.storage import bulk
 from webapp.storage import jobs as reads
 from webapp.storage.tables import callbacks, marks
 from webapp.storage.transaction import Transaction
@@ -83,10 +84,7 @@ def _keep(transaction: Transaction, placed: Iterable[tuple[Report, Attempt]]) ->
         for report, attempt in placed
         if not progress.is_stale(attempt, report)
     ]
-    if not rows:
-        return set()
-    statement = transaction.insert(callbacks).on_conflict_do_nothing().returning(callbacks.c.job_id)
-    return set(transaction.connection.execute(statement, rows).scalars())
+    return bulk.insert_new(transaction.connection, callbacks, rows) if rows else set()
 
 
 def _waves(reports: Sequence[Report]) -> Iterable[list[int]]:

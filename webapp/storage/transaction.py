@@ -8,13 +8,14 @@ from operator import ne
 from time import time
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select, tuple_
+from sqlalchemy import Connection, Row, and_, func, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from webapp.config import Settings
 from webapp.rules.attempt import Attempt, Transition, transitions
 from webapp.rules.pipeline import Pipeline
 from webapp.rules.progress import expect
+from webapp.storage import bulk
 from webapp.storage import jobs as reads
 from webapp.storage.notifications import add
 from webapp.storage.tables import attempts, callbacks, definitions, departed, jobs, notifications
@@ -38,13 +39,6 @@ class Change(NamedTuple):
 
 Changes = dict[str, Change]  # by job id
 ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
-
-
-# They set what the rows bring, the changed columns alone: SQLite would write every index anew.
-_UPDATE_JOB = jobs.update().where(jobs.c.job_id == bindparam("b_job_id"))
-_UPDATE_ATTEMPT = attempts.update().where(
-    attempts.c.job_id == bindparam("b_job_id"), attempts.c.number == bindparam("b_number")
-)
 
 
 def _news(before: Attempt, after: Attempt) -> dict[str, Any]:
@@ -122,8 +116,7 @@ class Transaction:
         """
         first = {"attempt": 1, "status": "queued"}
         fresh = [first | {"link": self.links.get(row["job_id"], 0)} | row for row in rows]
-        statement = self.insert(jobs).on_conflict_do_nothing().returning(jobs.c.job_id)
-        return set(self.connection.execute(statement, fresh).scalars())
+        return bulk.insert_new(self.connection, jobs, fresh)
 
     def save(self, moves: Iterable[tuple[Attempt, Attempt]]) -> None:
         """Write attempts: each as it was found or, without a `change`, opened; and as it is now."""
@@ -143,17 +136,17 @@ class Transaction:
                 self.known[after.job_id] = after
                 self._compare(before, after)
                 if (after.number, after.status) != (current.number, current.status):
-                    turned.append({"b_job_id": after.job_id, "attempt": after.number, "status": after.status})
+                    turned.append({"job_id": after.job_id, "attempt": after.number, "status": after.status})
             if is_new:
                 new.append(after._asdict())
             elif news:
-                changed[tuple(news)].append(news | {"b_job_id": after.job_id, "b_number": after.number})
+                changed[tuple(news)].append(news | {"job_id": after.job_id, "number": after.number})
         if new:
-            self.connection.execute(self.insert(attempts), new)
+            bulk.insert(self.connection, attempts, new)
         for rows in changed.values():
-            self.connection.execute(_UPDATE_ATTEMPT, rows)
+            bulk.update(self.connection, attempts, ("job_id", "number"), rows)
         if turned:
-            self.connection.execute(_UPDATE_JOB, turned)
+            bulk.update(self.connection, jobs, ("job_id",), turned)
 
     def _completed(self, before: Attempt, after: Attempt) -> Attempt:
         """A newly opened attempt with its steps; with its expected times where a step has begun or ended."""
@@ -192,8 +185,8 @@ class Transaction:
         """Give a job another link; its old one, and the streams that came by it, end."""
         job_id, change = current.job_id, self._next(current)
         self.connection.execute(jobs.update().where(jobs.c.job_id == job_id).values(link=jobs.c.link + 1))
-        row = {"b_job_id": job_id, "b_number": current.number, "change": change}
-        self.connection.execute(_UPDATE_ATTEMPT, row)
+        row = {"job_id": job_id, "number": current.number, "change": change}
+        bulk.update(self.connection, attempts, ("job_id", "number"), [row])
         self.changes[job_id] = Change(change)
 
     def remove(self, job_ids: Sequence[str], deleted_at: float | None = None) -> None:
