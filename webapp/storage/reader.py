@@ -18,22 +18,28 @@ class Reader(Generic[T]):
     def __init__(self, engine: Engine, make: Callable[[Row[Any], Connection], T]) -> None:
         self._engine, self._make = engine, make
         self._asked: dict[str, AsyncResult[T | None]] = {}
+        self._reading: gevent.Greenlet[[], None] | None = None
 
     def find(self, job_id: str) -> T | None:
         """A job as it is now, or None; waits for a turn of the event loop. Raises SQLAlchemyError."""
-        if not self._asked:
-            gevent.spawn(self._read)
-        return self._asked.setdefault(job_id, AsyncResult()).get()
+        result = self._asked.setdefault(job_id, AsyncResult())
+        if not self._reading:  # none, or one that has ended, even by a lack of memory before it began
+            self._reading = gevent.spawn(self._read)
+        return result.get()
 
     def _read(self) -> None:
-        asked, self._asked = self._asked, {}
-        try:
-            with self._engine.connect() as connection:
-                rows = connection.execute(CURRENT, {"ids": [*asked]})
-                found = {row.job_id: self._make(row, connection) for row in rows}
-        except Exception as error:  # theirs, who wait for it
-            for result in asked.values():
-                result.set_exception(error)
-        else:
-            for job_id, result in asked.items():
-                result.set(found.get(job_id))
+        while self._asked:
+            asked, self._asked = self._asked, {}
+            problem: Exception = MemoryError()
+            try:
+                with self._engine.connect() as connection:
+                    rows = connection.execute(CURRENT, {"ids": [*asked]})
+                    found = {row.job_id: self._make(row, connection) for row in rows}
+                for job_id, result in asked.items():
+                    result.set(found.get(job_id))
+            except Exception as error:
+                problem = error
+            finally:  # whatever happens here, nobody waits in vain
+                for result in asked.values():
+                    if not result.ready():
+                        result.set_exception(problem)
