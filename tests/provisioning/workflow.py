@@ -150,7 +150,7 @@ class Run:
     def processes(self) -> list[int]:
         """Return what the run has started and not ended."""
         found = []
-        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        for entry in Path("/proc").glob("[0-9]*/environ"):  # HOME is there
             with suppress(OSError):
                 if str(self.folder).encode() in entry.read_bytes():
                     found.append(int(entry.parent.name))
