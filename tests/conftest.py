@@ -40,7 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fuzz: what hypothesis thinks up; make fuzz goes on for longer")
     config.addinivalue_line("markers", "slow: real starts, kills and waits, which make check leaves out")
     config.addinivalue_line("markers", "browser: needs a browser (marked by its fixture)")
-    config.addinivalue_line("markers", "workflow: runs the workflow by act (marked by its fixture)")
+    config.addinivalue_line(
+        "markers", "workflow: runs the workflow by act, or a step of it (marked by its fixture)"
+    )
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background job, and inherited
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -52,6 +54,7 @@ MARKED = {
     "browser": "browser",
     "runner": "workflow",
     "repository": "workflow",
+    "steps": "workflow",
     "fresh_copy": "slow",
     "own_database": "slow",
     "own_cluster": "slow",

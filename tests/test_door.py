@@ -164,6 +164,7 @@ def test_a_callback_does_not_stand_behind_the_watchers_that_came_before(
         assert len(poll.poll(0)) < 400
 
 
+@pytest.mark.slow
 def test_streams_leave_connections_for_everything_else(serve: Serve, job_id: str) -> None:
     server = serve()
     server.stop()
@@ -179,6 +180,7 @@ def test_streams_leave_connections_for_everything_else(serve: Serve, job_id: str
         assert server.is_up()
 
 
+@pytest.mark.slow
 def test_the_more_streams_the_later_a_page_comes_back(server: Server, job_id: str) -> None:
     server.report(job_id, "provisioning")
     with ExitStack() as streams:
@@ -309,6 +311,7 @@ def test_the_deadlines_together_are_below_those_of_the_contract() -> None:
     assert ARRIVES_WITHIN + DRAINED_WITHIN < 30
 
 
+@pytest.mark.slow
 def test_half_sent_requests_of_one_address_make_way_for_whole_ones(serve: Serve, job_id: str) -> None:
     server = serve()
     server.stop()
