@@ -18,6 +18,7 @@ from webapp.storage.tables import db
 GUNICORN = """
 import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until gunicorn has a handler of its own
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 from gunicorn.app.wsgiapp import run
 run()
 """
@@ -46,6 +47,7 @@ def main() -> None:
     if not has_jobs:
         command = [sys.executable, "-m", "flask", "--app", "wsgi", "rehearse", "--wait"]
         subprocess.Popen(command, stderr=subprocess.DEVNULL)  # silent when Ctrl-C ends both
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # which a Python that begins takes for a fault
     os.execv(sys.executable, [sys.executable, "-c", GUNICORN, "-c", "python:webapp.serving", "wsgi:app"])
 
 
