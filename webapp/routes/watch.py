@@ -4,7 +4,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
-from flask import Blueprint, Flask, Response, abort, jsonify, render_template, request
+from flask import Blueprint, Flask, Response, abort, current_app, jsonify, render_template, request
 
 from webapp.page.view import View, iso
 from webapp.parts import Parts, parts
@@ -16,9 +16,13 @@ bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
 
 def shared(token: str, number: int | None = None, kind: str = "progress") -> View:
     """What the token's job looks like now; a wrong or revoked token is a 404 like any other."""
-    job_id, link = parts().links.read(token, kind) or abort(404)
-    with db.engine.connect() as connection:
-        view = parts().views.find(connection, job_id, number)
+    ours = parts()
+    job_id, link = ours.links.read(token, kind) or abort(404)
+    if number is None:
+        view = ours.reader.find(job_id)
+    else:
+        with db.engine.connect() as connection:
+            view = ours.views.find(connection, job_id, number)
     return view if view and view.link == link else abort(404)
 
 
@@ -69,7 +73,7 @@ def steps(token: str) -> Response:
     view = shared(token)
     response = Response(status=204)
     if request.args.get("after") != view.version:
-        response = Response(render_template("_steps.html", view=view))
+        response = Response(current_app.jinja_env.get_template("_steps.html").render(view=view))
     response.headers["Version"] = view.version  # without it an answer is somebody else's, as a login page
     if signal := iso(view.attempt.last_signal_at):
         response.headers["Last-Signal"] = signal
