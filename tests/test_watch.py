@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from tests.support.events import Events
-from tests.support.server import Serve, Server
+from tests.support.server import Serve, Server, new_job_id
 
 
 def token_of(link: str) -> str:
@@ -109,16 +109,25 @@ def test_the_first_sign_of_life_takes_back_that_there_was_none(server: Server, j
     assert server.page(job_id)["version"] == shown["id"], "a sign of life alone is the same version"
 
 
-def test_the_version_is_another_for_another_contact_or_bound_of_silence(
-    server: Server, serve: Serve, job_id: str
+def test_the_version_tells_of_contact_and_bounds_only_where_they_are_shown(
+    server: Server, serve: Serve
 ) -> None:
     """A page that was open over a restart comes back with the version that it shows."""
-    server.report(job_id, "provisioning")
-    before = server.page(job_id)["version"]
-    contact = {"OPERATOR_CONTACT": "ops@example.com"}
-    for changed in ({}, contact, {"QUIET_AFTER": "149"}, {"LOST_AFTER": "901"}):
+    live, failed, unheard = new_job_id(), new_job_id(), new_job_id()
+    server.report(live, "provisioning")
+    server.report(failed, "failed")
+    server.create(unheard, dispatch=False)
+    jobs = {live: "live", failed: "failed", unheard: "unheard"}
+    before = {job_id: server.page(job_id)["version"] for job_id in jobs}
+    for changed, shown in (
+        ({}, set()),
+        ({"OPERATOR_CONTACT": "ops@example.com"}, {"failed", "unheard"}),
+        ({"QUIET_AFTER": "149"}, {"unheard"}),
+        ({"LOST_AFTER": "901"}, set()),
+    ):
         other = serve(DATABASE_URL=server.database_url, **changed)
-        assert (other.page(job_id)["version"] != before) == bool(changed), changed
+        after = {job_id: other.page(job_id)["version"] for job_id in jobs}
+        assert {kind for job_id, kind in jobs.items() if after[job_id] != before[job_id]} == shown, changed
         other.stop()
 
 

@@ -91,8 +91,11 @@ class View:
         """A digest of what is shown but the last sign of life: the same for the same state everywhere."""
         attempt, settings = self.attempt, self.settings
         shown = [self._state, self.newest, self.link, attempt.end, attempt.usual, self.pipeline.hash]
-        shown += [attempt.heard_at is None, settings.operator_contact]
-        shown += [settings.quiet_after, settings.lost_after]
+        if attempt.heard_at is None:
+            shown += ["unheard", settings.quiet_after, settings.operator_contact]
+        elif self.tone in ("failed", "cancelled", "quiet", "lost"):
+            silence = {"quiet": settings.quiet_after, "lost": settings.lost_after}.get(self.tone)
+            shown += [silence, settings.operator_contact]
         return hashlib.blake2b(json.dumps(shown).encode(), digest_size=12).hexdigest()
 
     @property

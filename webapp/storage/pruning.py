@@ -32,17 +32,20 @@ def prunable(until: float, clock: Clock) -> ColumnElement[bool]:
 
 def prune(writer: Writer, which: ColumnElement[bool]) -> Iterator[int]:
     """Remove such jobs; how many, after each step."""
-    for _ in _paced(lambda: writer.run(_forget_departed)):
+    for _ in _paced(writer.engine, lambda: writer.run(_forget_departed)):
         pass
     oldest: dict[str, float] = writer.run(_oldest_learnt_from)
-    yield from _paced(lambda: writer.run(partial(_step, which, oldest)))
+    yield from _paced(writer.engine, lambda: writer.run(partial(_step, which, oldest)))
 
 
-def _paced(step: Callable[[], int | None]) -> Iterator[int]:
+def _paced(engine: Engine, step: Callable[[], int | None]) -> Iterator[int]:
     """What each step did, until one says None; after each the others have a turn, for as long as it took."""
     began = monotonic()
     while (done := step()) is not None:
         yield done
+        if engine.dialect.name == "sqlite":  # or a callback's commit would write back all that gathered
+            with engine.connect() as connection:
+                connection.connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         sleep(max(monotonic() - began, 0.005))
         began = monotonic()
 
@@ -109,7 +112,6 @@ def give_back(engine: Engine) -> bool:
 
         if ask.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
             return False
-        for _ in _paced(step):
+        for _ in _paced(engine, step):
             pass
-        ask.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     return True

@@ -8,6 +8,7 @@ its client or for PostgreSQL. Between two waits nothing else runs, so nothing he
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from time import monotonic, time
 
 import gevent
@@ -24,6 +25,7 @@ from webapp.streams.siblings import Siblings
 
 COMMENT = b": still here\n\n"
 COMMENT_EVERY = 19.0  # seconds; the contract: at least every 20 s
+BEATS = 4  # a second
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # seconds between two frames of one job; of any
 ASK_WANTED = 1.0  # seconds between two checks that the operator's session is open
 RETRY_AFTER = 1.0  # seconds, when the database is away
@@ -84,7 +86,7 @@ class Hub:
         del view  # of ten thousand streams
         began, frames, alive, ending = monotonic(), 0, b"", ""
         # At random, or streams that came back together after a restart would all be woken together.
-        comment_at = began + COMMENT_EVERY * random.uniform(0.3, 1)  # noqa: S311
+        comment_at = _beat(began + COMMENT_EVERY * random.uniform(0.3, 1))  # noqa: S311
         try:
             while not (ending := self._ending(topic, link, is_wanted)):
                 frame = topic.frame
@@ -101,7 +103,7 @@ class Hub:
                     alive = frame.alive
                     yield alive
                 elif monotonic() >= comment_at:
-                    comment_at = monotonic() + COMMENT_EVERY
+                    comment_at = _beat(monotonic() + COMMENT_EVERY)
                     self.siblings.listen()
                     yield COMMENT
                 else:
@@ -189,3 +191,8 @@ class Hub:
         if not self._is_ending:  # ten thousand lines would delay the stop
             seconds = round(monotonic() - began, 1)
             logs.event("stream ended", job=topic.job_id or None, seconds=seconds, frames=frames, why=why)
+
+
+def _beat(at: float) -> float:
+    """A moment at which some other streams wake, too: a process that wakes for each one is never at rest."""
+    return ceil(at * BEATS) / BEATS
