@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors "
 )
+COMMENT = b": still here\n\n"
+CHUNK = b"%X\r\n%b\r\n" % (len(COMMENT), COMMENT)  # the same in HTTP/1.1's framing
 EVENT_STREAM = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -166,6 +169,17 @@ def unavailable(error: SQLAlchemyError | MemoryError) -> Response:
 def event_stream(events: Iterator[bytes]) -> Response:
     """Server-sent events as they come, in no wrapper and no proxy's buffer: there are ten thousand."""
     return Response(events, headers=EVENT_STREAM, direct_passthrough=True)
+
+
+def commenting(environ: dict[str, Any]) -> Callable[[], None]:
+    """Sends a comment to the client of a stream, in one piece or not at all. Raises OSError."""
+    file, is_chunked = environ["gunicorn.socket"].fileno(), environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+    return partial(_send, file, CHUNK if is_chunked else COMMENT)
+
+
+def _send(file: int, comment: bytes) -> None:
+    if os.write(file, comment) < len(comment):
+        raise BrokenPipeError
 
 
 def healthz() -> tuple[str, int]:

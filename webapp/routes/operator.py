@@ -17,7 +17,7 @@ from webapp.github.client import Refused
 from webapp.page.view import View
 from webapp.parts import parts
 from webapp.routes import guard
-from webapp.routes.middleware import event_stream, note
+from webapp.routes.middleware import commenting, event_stream, note
 from webapp.rules.attempt import CONDITIONS, STATUSES
 from webapp.rules.pipeline import BUILT_IN
 from webapp.rules.report import ID_RULE, JOB_ID, START, BadField, read_start
@@ -126,7 +126,7 @@ def act(job_id: str, verb: str) -> ResponseReturnValue:
 def events(job_id: str | None = None) -> Response:
     """A job's stream as watchers have it, or `event: jobs` at any job's change; until the session ends."""
     view = _view(job_id) if job_id else None
-    return event_stream(parts().hub.events(view, guard.lasting_session()))
+    return event_stream(parts().hub.events(view, commenting(request.environ), guard.lasting_session()))
 
 
 def _view(job_id: str) -> View:

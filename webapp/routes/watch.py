@@ -8,7 +8,15 @@ from flask import Blueprint, Flask, Response, abort, current_app, jsonify, rende
 
 from webapp.page.view import View, iso
 from webapp.parts import Parts, parts
-from webapp.routes.middleware import EVENT_STREAM, Wsgi, begin_answer, event_stream, framed_by, protective
+from webapp.routes.middleware import (
+    EVENT_STREAM,
+    Wsgi,
+    begin_answer,
+    commenting,
+    event_stream,
+    framed_by,
+    protective,
+)
 from webapp.storage.tables import db
 
 bp = Blueprint("watch", __name__, url_prefix="/p/<token>")
@@ -44,7 +52,8 @@ def _door(app: Wsgi, ours: Parts) -> Wsgi:
         with suppress(Exception):  # Flask meets it again, and says it
             if known and (view := ours.reader.find(known[0])) and view.link == known[1]:
                 begin_answer(environ, start_response, headers, "/p/<token>/events", began)
-                return ours.hub.events(view, seen=environ.get("HTTP_LAST_EVENT_ID", ""))
+                seen = environ.get("HTTP_LAST_EVENT_ID", "")
+                return ours.hub.events(view, commenting(environ), seen=seen)
         return app(environ, start_response)
 
     return door
@@ -84,4 +93,4 @@ def steps(token: str) -> Response:
 def events(token: str) -> Response:
     """The fragment at once, unless the page has it, and at every change, until the job is over."""
     seen = request.headers.get("Last-Event-ID", "")
-    return event_stream(parts().hub.events(shared(token), seen=seen))
+    return event_stream(parts().hub.events(shared(token), commenting(request.environ), seen=seen))

@@ -8,11 +8,13 @@ its client or for PostgreSQL. Between two waits nothing else runs, so nothing he
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from math import ceil
+from math import inf
 from time import monotonic, time
 
 import gevent
+from gevent import getcurrent
 from gevent.event import Event
+from greenlet import greenlet
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -23,9 +25,9 @@ from webapp.storage.transaction import ANEW, Change, Changes
 from webapp.streams.frames import ANY, Frame, Frames
 from webapp.streams.siblings import Siblings
 
-COMMENT = b": still here\n\n"
+Comment = Callable[[], object]  # sends `: …` to a client at once, or raises OSError
 COMMENT_EVERY = 19.0  # seconds; the contract: at least every 20 s
-BEATS = 4  # a second
+BEATS = 76  # in which each stream that waits is commented to once
 SHORTEST_INTERVAL, SHORTEST_OF_ANY = 0.1, 1.0  # seconds between two frames of one job; of any
 ASK_WANTED = 1.0  # seconds between two checks that the operator's session is open
 RETRY_AFTER = 1.0  # seconds, when the database is away
@@ -56,6 +58,9 @@ class Hub:
         self._frames = frames
         self._topics: dict[str, Topic] = {}
         self._is_ending, self._open = False, 0
+        self._resting: list[dict[greenlet, Comment]] = [{} for _ in range(BEATS)]
+        self._beat = 0
+        self._beating: gevent.Greenlet[[], None] | None = None
         self.siblings = Siblings(engine, self._topics, self.wake)
 
     def watchers(self, job_id: str | None = None) -> int:
@@ -72,11 +77,13 @@ class Hub:
             topic.changed.set()
 
     def events(
-        self, view: View | None, is_wanted: Callable[[], bool] | None = None, seen: str = ""
+        self, view: View | None, comment: Comment, is_wanted: Callable[[], bool] | None = None, seen: str = ""
     ) -> Iterator[bytes]:
-        """The newest frame of a job at once and after each change, and comments; without a view, of any job.
+        """The newest frame of a job at once and after each change; without a view, of any job.
 
         A page that has the version `seen` is sent only the last sign of life, until something else changes.
+        While this waits, `comment` is called now and then, past it: to wake it for that would cost ten times
+        as much.
         Ends after the frame of a job that is over, when the link was revoked, and when `is_wanted`, which is
         asked before each frame and every second, says no. A slow reader gets the newest frame, no backlog.
         """
@@ -85,8 +92,7 @@ class Hub:
         topic, link = self._join(view, seen), view.link if view else 0
         del view  # of ten thousand streams
         began, frames, alive, ending = monotonic(), 0, b"", ""
-        # At random, or streams that came back together after a restart would all be woken together.
-        comment_at = _beat(began + COMMENT_EVERY * random.uniform(0.3, 1))  # noqa: S311
+        this, resting = getcurrent(), self._resting[self._later_beat()]
         try:
             while not (ending := self._ending(topic, link, is_wanted)):
                 frame = topic.frame
@@ -102,13 +108,12 @@ class Hub:
                 elif frame.alive != alive:
                     alive = frame.alive
                     yield alive
-                elif monotonic() >= comment_at:
-                    comment_at = _beat(monotonic() + COMMENT_EVERY)
-                    self.siblings.listen()
-                    yield COMMENT
                 else:
-                    self._wait(topic, comment_at - monotonic(), bool(is_wanted))
+                    resting[this] = comment
+                    self._wait(topic, ASK_WANTED if is_wanted else inf)
+                    del resting[this]
         finally:
+            resting.pop(this, None)
             self._leave(topic, began, frames, ending or "the connection was closed")
 
     def wake(self, changes: Changes) -> None:
@@ -145,14 +150,13 @@ class Hub:
         changed, topic.changed = topic.changed, Event()
         changed.set()
 
-    def _wait(self, topic: Topic, seconds: float, is_asked: bool) -> None:
+    def _wait(self, topic: Topic, seconds: float) -> None:
         """Wait for another frame, for so long, or until the moment at which time alone makes another one."""
-        seconds = min(seconds, ASK_WANTED) if is_asked else seconds
         if topic.change is None:
             seconds = min(seconds, topic.frame.changes_at - time())
             if seconds <= 0:
                 self.wake({topic.job_id: ANEW})
-        topic.changed.wait(max(seconds, 0.01))
+        topic.changed.wait(None if seconds == inf else max(seconds, 0.01))
 
     def _retry(self) -> bytes:
         """The line that ends an event: after how many ms a page that lost its stream returns, at random."""
@@ -181,7 +185,29 @@ class Hub:
         topic.watchers += 1
         self._open += 1
         self.siblings.listen()
+        if not self._beating:  # none, or one that has ended
+            self._beating = gevent.spawn(self._keep_beating)
         return topic
+
+    def _later_beat(self) -> int:
+        """At random, so that what came back together rests apart; not at once, for it was just written to."""
+        return (self._beat + random.randint(BEATS // 3, BEATS - 1)) % BEATS  # noqa: S311
+
+    def _keep_beating(self) -> None:
+        """Comment to the streams that wait: to some at each beat, so that the process sleeps in between."""
+        at = monotonic()
+        while self._open:
+            at += COMMENT_EVERY / BEATS
+            gevent.sleep(max(at - monotonic(), 0))
+            self._beat = (self._beat + 1) % BEATS
+            for stream, comment in [*self._resting[self._beat].items()]:
+                try:
+                    comment()
+                except BlockingIOError:
+                    pass  # it has yet to read what was sent before
+                except OSError:
+                    gevent.kill(stream)
+            self.siblings.listen()
 
     def _leave(self, topic: Topic, began: float, frames: int, why: str) -> None:
         topic.watchers -= 1
@@ -191,8 +217,3 @@ class Hub:
         if not self._is_ending:  # ten thousand lines would delay the stop
             seconds = round(monotonic() - began, 1)
             logs.event("stream ended", job=topic.job_id or None, seconds=seconds, frames=frames, why=why)
-
-
-def _beat(at: float) -> float:
-    """A moment at which some other streams wake, too: a process that wakes for each one is never at rest."""
-    return ceil(at * BEATS) / BEATS
