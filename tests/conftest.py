@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, and a cancelled step ends by it
     config.addinivalue_line(
         "markers", "one_database: no statement differs here, so --database=both runs it on SQLite alone"
     )

@@ -11,9 +11,9 @@ from itertools import cycle, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from webapp.streams.hub import COMMENT, COMMENT_EVERY
+from webapp.routes.middleware import CHUNK
+from webapp.streams.hub import COMMENT_EVERY
 
-COMMENT_CHUNK = b"%x\r\n%b\r\n" % (len(COMMENT), COMMENT)
 BEAT = 0.25  # seconds between two rounds of comments
 
 KEEP = (
@@ -119,7 +119,7 @@ def _comment(listener: socket.socket, watchers: int, seconds: float, driver: Con
     while (passed := time.monotonic() - start) < seconds:
         due = int(watchers * passed / COMMENT_EVERY)
         for watcher in islice(turn, due - sent):
-            watcher.send(COMMENT_CHUNK)
+            watcher.send(CHUNK)
         sent = due
         time.sleep(BEAT)
     driver.send((time.process_time() - spent) / passed)
