@@ -173,8 +173,9 @@ def event_stream(events: Iterator[bytes]) -> Response:
 
 def commenting(environ: dict[str, Any]) -> Callable[[], None]:
     """Sends a comment to the client of a stream, in one piece or not at all. Raises OSError."""
-    file, is_chunked = environ["gunicorn.socket"].fileno(), environ["SERVER_PROTOCOL"] == "HTTP/1.1"
-    return partial(_send, file, CHUNK if is_chunked else COMMENT)
+    if (client := environ.get("gunicorn.socket")) is None:  # another server, as in tests of the statements
+        return lambda: None
+    return partial(_send, client.fileno(), CHUNK if environ["SERVER_PROTOCOL"] == "HTTP/1.1" else COMMENT)
 
 
 def _send(file: int, comment: bytes) -> None:
