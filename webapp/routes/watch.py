@@ -51,9 +51,10 @@ def _door(app: Wsgi, ours: Parts) -> Wsgi:
         known = ours.links.read(path[3 : -len("/events")])
         with suppress(Exception):  # Flask meets it again, and says it
             if known and (view := ours.reader.find(known[0])) and view.link == known[1]:
-                begin_answer(environ, start_response, headers, "/p/<token>/events", began)
                 seen = environ.get("HTTP_LAST_EVENT_ID", "")
-                return ours.hub.events(view, commenting(environ), seen=seen)
+                events = ours.hub.events(view, commenting(environ), seen=seen)
+                begin_answer(environ, start_response, headers, "/p/<token>/events", began)
+                return events
         return app(environ, start_response)
 
     return door

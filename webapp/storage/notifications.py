@@ -5,40 +5,21 @@ time, as long as its mark says. A process that dies while it sends leaves its ro
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gevent.event import Event
-from sqlalchemy import Connection, Row, func, select, tuple_
+from sqlalchemy import Connection, Row, func, select
 
 from webapp import logs
 from webapp.rules.attempt import Clock, Transition
 from webapp.storage.jobs import current_attempts, is_in
 from webapp.storage.tables import attempts, marks, notifications
-
-if TYPE_CHECKING:
-    from webapp.storage.transaction import Transaction
+from webapp.storage.transaction import Transaction
 
 PAUSES = (5, 15, 40, 120, 300, 720, 1200, 1200)  # seconds after each try: an hour in all
 MINUTE, PER_MINUTE, AT_ONCE = 60.0, 10, 500
 KEY = (notifications.c.job_id, notifications.c.number, notifications.c.event)
 happened = Event()  # in this process, and something may have to be sent
-
-
-def add(transaction: "Transaction", news: Sequence[Transition]) -> None:
-    """Add what is to be told: of a recovery only where it was told that contact was lost, and no end came."""
-    told = transaction.settings.told
-    chosen = [each for each in news if each.name in told]
-    recovered = {each[:2]: each for each in news if each.name == "recovered"}
-    if recovered and not chosen and "lost" in told:
-        job, number, event = KEY
-        lost = select(job, number).where(event == "lost", tuple_(job, number).in_([*recovered]))
-        chosen = [recovered[row.job_id, row.number] for row in transaction.connection.execute(lost)]
-    rows = [
-        {"job_id": job_id, "number": number, "event": name, "happened_at": at, "due_at": at, "tries": 0}
-        for job_id, number, name, at in chosen
-    ]
-    if rows:
-        transaction.connection.execute(transaction.insert(notifications).on_conflict_do_nothing(), rows)
 
 
 def tell(news: Iterable[Transition]) -> None:
@@ -48,7 +29,7 @@ def tell(news: Iterable[Transition]) -> None:
         happened.set()
 
 
-def note_silence(transaction: "Transaction", clock: Clock) -> bool:
+def note_silence(transaction: Transaction, clock: Clock) -> bool:
     """Note which attempts became quiet or lost since anybody looked, if any; the first look sees none."""
     for name, until in (("quiet", clock.quiet_before), ("lost", clock.lost_before)):
         since = _mark(transaction, name, until)
@@ -61,7 +42,7 @@ def note_silence(transaction: "Transaction", clock: Clock) -> bool:
     return bool(transaction.transitions)
 
 
-def claim(transaction: "Transaction", now: float, busy_for: float) -> Sequence[Row[Any]]:
+def claim(transaction: Transaction, now: float, busy_for: float) -> Sequence[Row[Any]]:
     """Rows that are due and go as one message; none while another process sends, or a full minute passes.
 
     Until they are settled nobody else sends, for `busy_for` seconds at most.
@@ -84,7 +65,7 @@ def claim(transaction: "Transaction", now: float, busy_for: float) -> Sequence[R
     return rows
 
 
-def settle(transaction: "Transaction", rows: Sequence[Row[Any]], now: float, problem: str | None) -> None:
+def settle(transaction: Transaction, rows: Sequence[Row[Any]], now: float, problem: str | None) -> None:
     """Sent, or with a problem: then it is tried again, unless this was the last time."""
     for row in rows:
         pause = PAUSES[row.tries] if problem and row.tries < len(PAUSES) else None
@@ -106,7 +87,7 @@ def waiting_notifications(connection: Connection) -> int:
     return connection.scalar(select(func.count()).where(notifications.c.due_at.is_not(None))) or 0
 
 
-def _mark(transaction: "Transaction", name: str, first: float) -> float:
+def _mark(transaction: Transaction, name: str, first: float) -> float:
     """The time of a mark, locked until the transaction ends; `first` where it is new."""
     connection = transaction.connection
     connection.execute(transaction.insert(marks).values(name=name, at=first).on_conflict_do_nothing())
@@ -114,5 +95,5 @@ def _mark(transaction: "Transaction", name: str, first: float) -> float:
     return float(connection.execute(which).scalar_one())
 
 
-def _set_mark(transaction: "Transaction", name: str, at: float) -> None:
+def _set_mark(transaction: Transaction, name: str, at: float) -> None:
     transaction.connection.execute(marks.update().where(marks.c.name == name).values(at=at))

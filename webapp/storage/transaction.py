@@ -17,7 +17,6 @@ from webapp.rules.pipeline import Pipeline
 from webapp.rules.progress import expect
 from webapp.storage import bulk
 from webapp.storage import jobs as reads
-from webapp.storage.notifications import add
 from webapp.storage.tables import attempts, callbacks, definitions, departed, jobs, notifications
 
 CHANNEL = "milepost"
@@ -173,9 +172,24 @@ class Transaction:
             self.happened(list(transitions(before, after, clock)))
 
     def happened(self, news: Sequence[Transition]) -> None:
-        """Note transitions: for the log, and for the operator, who wants to be told of some."""
+        """Note transitions: for the log, and for the operator, who wants to be told of some.
+
+        Of a recovery only where it was told that contact was lost, and no end came.
+        """
         self.transitions += news
-        add(self, news)
+        told, row = self.settings.told, notifications.c
+        chosen = [each for each in news if each.name in told]
+        recovered = {each[:2]: each for each in news if each.name == "recovered"}
+        if recovered and not chosen and "lost" in told:
+            is_one = tuple_(row.job_id, row.number).in_([*recovered])
+            lost = select(row.job_id, row.number).where(row.event == "lost", is_one)
+            chosen = [recovered[found.job_id, found.number] for found in self.connection.execute(lost)]
+        rows = [
+            {"job_id": job_id, "number": number, "event": name, "happened_at": at, "due_at": at, "tries": 0}
+            for job_id, number, name, at in chosen
+        ]
+        if rows:
+            self.connection.execute(self.insert(notifications).on_conflict_do_nothing(), rows)
 
     def _next(self, current: Attempt) -> int:
         """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
