@@ -7,6 +7,7 @@ its client or for PostgreSQL. Between two waits nothing else runs, so nothing he
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from time import monotonic, time
@@ -197,17 +198,18 @@ class Hub:
         """Comment to the streams that wait: to some at each beat, so that the process sleeps in between."""
         at = monotonic()
         while self._open:
-            at += COMMENT_EVERY / BEATS
+            at = max(at + COMMENT_EVERY / BEATS, monotonic() - 1)  # late by more than that, it skips some
             gevent.sleep(max(at - monotonic(), 0))
             self._beat = (self._beat + 1) % BEATS
-            for stream, comment in [*self._resting[self._beat].items()]:
-                try:
-                    comment()
-                except BlockingIOError:
-                    pass  # it has yet to read what was sent before
-                except OSError:
-                    gevent.kill(stream)
-            self.siblings.listen()
+            with suppress(MemoryError):  # a comment is missing, then
+                for stream, comment in [*self._resting[self._beat].items()]:
+                    try:
+                        comment()
+                    except BlockingIOError:
+                        pass  # it has yet to read what was sent before
+                    except OSError:
+                        gevent.kill(stream)
+                self.siblings.listen()
 
     def _leave(self, topic: Topic, began: float, frames: int, why: str) -> None:
         topic.watchers -= 1
