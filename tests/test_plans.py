@@ -17,6 +17,7 @@ from tests.support.databases import Databases
 from tests.support.server import CALLBACKS, KEY, OPERATOR_TOKEN, new_job_id, sign, wait_until
 from webapp.app import create_app
 from webapp.github import runs
+from webapp.storage.notifications import note_silence
 from webapp.storage.tables import db
 
 JOBS = 10_000
@@ -102,10 +103,10 @@ def plan(connection: Connection, statement: str, parameters: Any) -> str:
 def faults(statement: str, plan: str) -> list[str]:
     """What in a plan reads or sorts a table; a walk along an index up to a LIMIT does not.
 
-    Three tables stay small: a row for each start of a server, the sessions of twelve hours, and the
-    jobs that departed lately or whose link was revoked, which only `prune` reads.
+    Four tables stay small: a row for each start of a server, the sessions of twelve hours, four marks,
+    and the jobs that departed lately or whose link was revoked, which only `prune` reads.
     """
-    found = re.findall(r".*(?:Seq Scan(?! on (?:closures|sessions|departed)\b)|TEMP B-TREE).*", plan)
+    found = re.findall(r".*(?:Seq Scan(?! on (?:closures|sessions|departed|marks)\b)|TEMP B-TREE).*", plan)
     tables = re.findall(r"^SCAN (?:jobs|attempts|callbacks)\b.*", plan, re.MULTILINE)
     return found + [scan for scan in tables if "INDEX" not in scan or "LIMIT" not in statement]
 
@@ -216,6 +217,12 @@ def prune(milepost: Milepost) -> None:
     assert re.search(r"[1-9]\d* jobs pruned", pruned.output), pruned.output
 
 
+@hot
+def note_of_silence(milepost: Milepost) -> None:
+    ours = milepost.app.extensions["milepost"]
+    ours.writer.run(lambda begun: note_silence(begun, ours.views.clock(begun.connection)))
+
+
 @pytest.mark.parametrize("path", HOT)
 def test_no_query_on_a_hot_path_grows_with_its_table(milepost: Milepost, path: str) -> None:
     with milepost.noted() as asked:
@@ -228,3 +235,13 @@ def test_no_query_on_a_hot_path_grows_with_its_table(milepost: Milepost, path: s
         for query, parameters in queries.items():
             plan_of_it = plan(connection, query, parameters)
             assert not faults(query, plan_of_it), f"{query}\n{plan_of_it}"
+
+
+def test_a_look_for_silence_walks_no_job_that_is_alive(milepost: Milepost) -> None:
+    with milepost.noted() as asked:
+        note_of_silence(milepost)
+    looks = {q: p for q, p in asked.items() if q.startswith("SELECT") and "heard_at >=" in q}
+    assert len(looks) == 2
+    with milepost.engine.connect() as connection:
+        for query, parameters in looks.items():
+            assert "attempts_unfinished" in plan(connection, query, parameters), query

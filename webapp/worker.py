@@ -15,6 +15,7 @@ from typing import Any
 
 import gevent
 from gevent import getcurrent
+from gevent.event import Event
 from gevent.server import StreamServer
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.parser import RequestParser
@@ -136,7 +137,14 @@ class Server(StreamServer):
 class Worker(GeventWorker):  # type: ignore[misc]
     """Serves connections until SIGTERM, then finishes within two seconds."""
 
-    handle_quit = GeventWorker.handle_exit  # Ctrl-C comes twice, from the terminal and from the master
+    stops = Event()  # there is one worker in a process; SIGTERM may come before it runs
+
+    def handle_exit(self, *_: object) -> None:
+        """SIGTERM."""
+        self.alive = False
+        self.stops.set()
+
+    handle_quit = handle_exit  # Ctrl-C comes twice, from the terminal and from the master
 
     def run(self) -> None:
         """Accept connections until SIGTERM, then answer what has begun."""
@@ -148,7 +156,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         while self.alive:
             self.notify()
             logs.sink.flush()
-            gevent.sleep(0.1)
+            self.stops.wait(1.0)
         for server, listener in zip(servers, self.sockets, strict=True):
             server._do_read()  # connections that the kernel has accepted already
             server.close()
