@@ -9,7 +9,7 @@ WORKERS ?= 4# two for each core: most tests wait
 # What one process compiles of the tests and of Milepost, hundreds read.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: help run test check test-provisioning lint $(LINTS) coverage fuzz mutations torture bench screenshots lock browser
+.PHONY: help run test check quick-tests test-provisioning lint $(LINTS) coverage fuzz mutations torture bench screenshots lock browser
 .DELETE_ON_ERROR:
 
 run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
@@ -18,8 +18,11 @@ run: .venv/runtime ## serve; on an empty database with a rehearsal to look at
 test: lint browser ## everything that CI checks: lint, both databases, the browser, the workflow
 	$(PYTEST) --database=both
 
-check: lint ## the work in between: lint, pure tests and servers on SQLite; no browser, no slow starts, kills or waits
-	@$(PYTEST) --quiet --tb=no -m "not browser and not workflow and not slow"
+check: .venv/development ## the work in between: lint, pure tests and servers on SQLite; no browser, no slow starts, kills or waits
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target $(LINTS) quick-tests
+
+quick-tests:
+	@$(PYTEST) --quiet --tb=no -m "not browser and not workflow and not slow and not fuzz"
 
 test-provisioning: .venv/development ## the playbook in a chroot: needs root and debootstrap
 	$(BIN)/python -m pytest tests/provisioning --chroot

@@ -168,6 +168,7 @@ def test_a_secret_that_a_stranger_has_planted_never_becomes_a_session(office: Se
     assert planted.status_code == 303
 
 
+@pytest.mark.slow
 def test_a_new_operator_token_signs_everyone_out_and_ends_the_links(serve: Serve) -> None:
     new = "another operator token of the tests"
     before = serve()

@@ -688,6 +688,7 @@ def held(database_url: str) -> Iterator[None]:
     other.close()
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_take_it_now_is_a_503_with_nothing_written(
     server: Server, job_id: str
 ) -> None:

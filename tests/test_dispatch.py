@@ -127,6 +127,7 @@ def test_a_github_that_is_away_is_told_and_the_job_kept(serve: Serve, job_id: st
     assert "DISPATCH_API_URL" in answer.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.one_database
 def test_a_hanging_github_is_given_up_and_its_late_run_started_once(
     dispatcher: Server, at_github: GitHub, job_id: str

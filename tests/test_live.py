@@ -242,6 +242,7 @@ def test_a_clock_that_is_set_back_stops_no_stream_and_signs_nobody_out(serve: Se
     assert job_id in operator.see()
 
 
+@pytest.mark.slow
 def test_the_operators_list_hears_of_silence_too(serve: Serve, job_id: str) -> None:
     server = serve(QUIET_AFTER="2", LOST_AFTER="4")
     server.report(job_id, "provisioning")

@@ -17,6 +17,8 @@ from tests.support.operator import signed_in
 from tests.support.server import Serve, Server, wait_until
 from tests.support.webhook import Webhook, webhook
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hook() -> Iterator[Webhook]:

@@ -121,6 +121,7 @@ def test_a_search_for_what_no_id_can_be_says_so(operator: Operator) -> None:
         assert "<script>" not in page
 
 
+@pytest.mark.slow
 def test_the_list_hears_of_every_change_at_once(serve: Serve, job_id: str) -> None:
     """Whichever of two processes took the callback and whichever holds the stream."""
     server = serve(WEB_CONCURRENCY="2")

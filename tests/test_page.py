@@ -87,6 +87,7 @@ def expected(page: str) -> list[str]:
     return re.findall(r'datetime="([^"]+)"', line[0]) if line else []
 
 
+@pytest.mark.slow
 def test_what_is_usual_is_learnt_from_five_jobs_and_moves_no_bar_back(serve: Serve) -> None:
     server = serve(CALLBACK_MAX_SKEW="0", QUIET_AFTER="2", LOST_AFTER="4")
     for _ in range(5):

@@ -20,6 +20,8 @@ from webapp.github import runs
 from webapp.storage.notifications import note_silence
 from webapp.storage.tables import db
 
+pytestmark = pytest.mark.slow
+
 JOBS = 10_000
 SETTINGS = {
     "GITHUB_CALLBACK_SECRET": KEY,

@@ -282,6 +282,7 @@ def test_after_the_end_a_heartbeat_changes_nothing(server: Server, job_id: str) 
 
 
 @pytest.mark.one_database
+@pytest.mark.slow
 def test_silence_makes_a_job_quiet_then_lost_until_a_sign_of_life(impatient: Server, job_id: str) -> None:
     created, ended = f"{job_id}-created", f"{job_id}-ended"
 

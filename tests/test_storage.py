@@ -25,6 +25,8 @@ from tests.support.preloaded import Preloads
 from tests.support.relay import Relay
 from tests.support.server import Serve, Server, free_port, new_job_id, wait_until
 
+pytestmark = pytest.mark.slow
+
 ANSWERED_WITHIN = 8.0  # seconds, says the contract
 AT_ONCE = 1.0  # seconds
 

@@ -21,6 +21,8 @@ from tests.support.databases import Databases
 from tests.support.operator import signed_in
 from tests.support.server import ROOT, Serve, Server, free_port, new_job_id, wait_until
 
+pytestmark = pytest.mark.slow
+
 MANY = """
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
 INSERT INTO jobs (job_id, created_at, attempt, status) SELECT 'old-' || i, 1e9, 1, 'failed' FROM n;
@@ -124,7 +126,6 @@ class Home(Server):
 
 
 @pytest.mark.one_database
-@pytest.mark.slow
 def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) -> None:
     port, file = free_port(), tmp_path / "backup.tar.gz"
     (first, second, third) = (Home(tmp_path / name, port) for name in ("first", "second", "third"))
@@ -224,7 +225,6 @@ def test_prune_spares_what_is_under_way_and_the_usual_times(serve: Serve) -> Non
 
 
 @pytest.mark.one_database
-@pytest.mark.slow
 def test_prune_gives_the_space_back_and_callbacks_go_on_beside_it(serve: Serve, own_sqlite: str) -> None:
     server = serve(DATABASE_URL=own_sqlite)
     live, file = new_job_id(), Path(own_sqlite.removeprefix("sqlite:///"))
