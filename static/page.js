@@ -19,6 +19,7 @@
     source: null, // the stream, open or on its way
     heard: 0, // how many events that stream has brought
     verifyAt: Infinity, // when to ask whether that stream tells all
+    tellsAll: false, // an answer knew no more than the stream: not asked again of one that comes back
     asksForTurn: false,
     failures: 0, // of streams, in a row
     link: "", // "": connected; "offline"; "gone": the link was revoked
@@ -165,7 +166,7 @@
     state.connectAt = spread(20 * SECOND, 40 * SECOND)
     if (!hasTurn) return
     if (!wanted()) return turns.giveBack()
-    state.pollAt = Date.now() + 10 * SECOND // time for the stream to open
+    if (!state.link) state.pollAt = Date.now() + 10 * SECOND // time for the stream to open
     live.setAttribute("sse-connect", live.dataset.stream)
     htmx.process(live)
   }
@@ -202,7 +203,7 @@
 
   function hear(source) {
     if (source != state.source) return
-    if (!state.heard++) state.verifyAt = spread(3 * SECOND, 5 * SECOND)
+    if (!state.heard++ && !state.tellsAll) state.verifyAt = spread(3 * SECOND, 5 * SECOND)
     source.hasWorked = true
     state.failures = 0
     state.pollAt = Date.now() + SILENT_FOR
@@ -234,6 +235,7 @@
   // Some proxies keep the last block of a stream until the next fills it: then asking is faster.
   function giveUpStream() {
     disconnect()
+    state.tellsAll = false
     state.connectAt = spread(60 * SECOND, 120 * SECOND)
     state.pollAt = Date.now()
   }
@@ -263,7 +265,9 @@
     proven()
     if (wasOffline) state.connectAt = 0
     const signal = $("signal")?.dateTime
-    if (streams() && (xhr.status == 200 || xhr.getResponseHeader("Last-Signal") > (signal ?? ""))) doubt()
+    const knewMore = xhr.status == 200 || xhr.getResponseHeader("Last-Signal") > (signal ?? "")
+    if (streams() && knewMore) doubt()
+    else if (streams()) state.tellsAll = true
     setSignal(xhr.getResponseHeader("Last-Signal"))
   })
   live.addEventListener("htmx:sseClose", ({detail}) => detail.type == "message" && disconnect())
@@ -271,6 +275,7 @@
   // After sleep a stream may look open and be dead, so it is opened anew.
   function wake() {
     if (document.hidden || isSandboxed) return
+    state.tellsAll = false // the network may be another one
     if (state.link) return poll()
     disconnect()
     connect()
@@ -290,7 +295,7 @@
       wake()
       return poll() // which also tells the server's time, should this machine's clock have been set
     }
-    if (now > state.connectAt && !state.link) connect()
+    if (now > state.connectAt) connect()
     if (now > Math.min(state.pollAt, state.verifyAt)) poll()
   }
 

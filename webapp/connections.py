@@ -1,9 +1,10 @@
-"""Who has a place: the connections of a worker, and the gate before the app.
+"""Who has a place: the connections of a worker, whose turn it is, and the gate before the app.
 
-Watchers enter a few at a time, so that thousands never stand before a callback. The machine's door and
-`/healthz` do not pass the gate.
+Watchers come in a few at a time, so that thousands never stand before a callback. The machine's door and
+`/healthz` wait for no turn and pass no gate.
 """
 
+import re
 import resource
 from collections import defaultdict
 from contextlib import nullcontext
@@ -20,8 +21,11 @@ from webapp.config import CALLBACK_PATH
 
 MOST = 20_000  # connections of a worker, as far as the limit of open files allows
 UNFINISHED_PER_ORIGIN = 100  # requests of one address that have arrived in part; a proxy is one address, too
-INSIDE = 8  # at once: fewer than the database has connections
-OTHERS = 6  # of these what is no stream: some of it may wait for GitHub
+AT_ONCE = 16  # requests that begin in one turn of the event loop
+INSIDE = 6  # of what is no stream: fewer than the database has connections; some of it may wait for GitHub
+URGENT = re.compile(rb"POST |GET [^ ?]*/healthz[ ?]")
+STREAM = re.compile(rb"GET [^ ?]*/events[ ?]")
+PAUSE = 0.02  # seconds, in place of a turn, while connections wait to be accepted
 A_TURN = 1e-6  # seconds; gevent runs 50 ready greenlets before it looks at the sockets, but a timer after it
 
 
@@ -40,6 +44,10 @@ class Connections:
         self.served: set[greenlet] = set()
         # Those whose request has arrived in part, the oldest first, by origin.
         self._unfinished: defaultdict[str, dict[greenlet, None]] = defaultdict(dict)
+        self.are_all_accepted = True
+        # One line for streams; all else has another, which enters the first a few at a time, so that a stream
+        # is hardly ever behind it: a page whose stream has come asks for nothing more.
+        self._turns, self._others = BoundedSemaphore(AT_ONCE), BoundedSemaphore(INSIDE)
 
     def wait(self, this: greenlet) -> None:
         """It waits for a request, from now on."""
@@ -62,6 +70,19 @@ class Connections:
             del unfinished[oldest]
             self._end(oldest)
 
+    def take_turn(self, this: greenlet, origin: str, came: bytes) -> None:
+        """Wait before a request is parsed of which this `came`; what may be the machine's does not.
+
+        A restart can bring 7,000 connections at once, and a callback may be the last of them: to accept them
+        takes half a second, to parse and answer what they ask for many times as long.
+        """
+        if URGENT.match(came):
+            return
+        if b"\r\n\r\n" in came:
+            self.serve(this, origin)
+        with nullcontext() if STREAM.match(came) else self._others, self._turns:
+            gevent.sleep(A_TURN if self.are_all_accepted else PAUSE)
+
     def serve(self, this: greenlet, origin: str) -> None:
         """Its request has arrived."""
         self.remove(this, origin)
@@ -81,24 +102,19 @@ class Connections:
 
 
 class Gate:
-    """WSGI: requests wait here in line.
-
-    Streams in one line, all others in another that enters the first a few at a time, so that a stream is
-    hardly ever behind them: a page whose stream has come polls no more.
-    """
+    """WSGI: what is no stream and not the machine's waits here in line, so that a few are inside at once."""
 
     def __init__(self, app: Any, connections: Connections) -> None:
-        self._app, self._connections = app, connections
-        self._inside, self._others = BoundedSemaphore(INSIDE), BoundedSemaphore(OTHERS)
+        self._app, self._connections, self._inside = app, connections, BoundedSemaphore(INSIDE)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """Wait for a turn, and a turn of the event loop, in which it looks at everything else."""
+        """Wait for a place, and for a turn of the event loop, in which it looks at everything else."""
         path = environ["PATH_INFO"]
-        if path.endswith(("/healthz", CALLBACK_PATH)):
-            return self._app(environ, start_response)
         is_stream = path.endswith("/events")
         if is_stream and len(self._connections.served) > self._connections.most * 0.9:  # a few stay free
             return ServiceUnavailable("too many streams are open")(environ, start_response)
-        with nullcontext() if is_stream else self._others, self._inside:
+        if is_stream or path.endswith(("/healthz", CALLBACK_PATH)):
+            return self._app(environ, start_response)
+        with self._inside:
             gevent.sleep(A_TURN)
-            return self._app(environ, start_response)  # what it sends, and a stream, goes on outside
+            return self._app(environ, start_response)  # what it sends goes on outside

@@ -114,7 +114,7 @@ class Answer(Response):  # type: ignore[misc]
 class Server(StreamServer):
     """Accepts connections; when files run out, it makes room, with one line in the log, and tries again."""
 
-    max_accept = 50  # in a turn: more than the gate lets in, or callbacks would wait in the backlog
+    max_accept = 25  # in a turn; gevent begins 50, so that more would pile up before a commit's next step
     max_delay = 0.1  # seconds until gevent tries again
     warned_at = -60.0
 
@@ -125,7 +125,9 @@ class Server(StreamServer):
     def do_read(self) -> Any:
         """A new connection, or None."""
         try:
-            return super().do_read()
+            accepted = super().do_read()
+            self.connections.are_all_accepted = accepted is None
+            return accepted
         except OSError as error:
             if monotonic() > self.warned_at + 60:
                 logs.write("error", "no connection can be accepted", {"cause": error.strerror})
@@ -184,6 +186,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         try:
             connections.wait(this)
             while reader.begin():
+                connections.take_turn(this, origin, reader.buf.getvalue())
                 request = next(parser)
                 self._read_body(request, client)
                 connections.serve(this, origin)

@@ -27,7 +27,7 @@ from tests.support.load import (
     resident,
     workers_of,
 )
-from tests.support.pages import Pages
+from tests.support.pages import Pages, asking
 from tests.support.server import Server
 from webapp.storage import tables
 from webapp.streams.siblings import AT_REST_AFTER
@@ -249,20 +249,27 @@ def _restart(bench: Bench, workers: int, goal: str) -> Figures:
         with ThreadPoolExecutor(1) as supervisor:
             pages.turn_until(supervisor.submit(milepost.stop).done, 60)
         milepost.start(wait=False)
-        pages.ask(names[0])
-        pages.turn_until(lambda: bool(pages.asked["healthz"]), 60)
-        pages.since, pages.asked = time.monotonic(), {"callback": [], "healthz": []}
-        until = pages.since + ALL_BACK_WITHIN
-        pages.turn_until(lambda: pages.back == len(names) or time.monotonic() > until, ALL_BACK_WITHIN + 9)
-        taken = time.monotonic() - pages.since
-        until = time.monotonic() + 10  # each page asks whether its stream tells all
-        pages.turn_until(lambda: time.monotonic() > until, 20)
+        with asking(milepost.port, names[0]) as asked:
+            pages.turn_until(lambda: bool(asked()), 60)
+            since = time.monotonic()
+            until = since + ALL_BACK_WITHIN
+            pages.turn_until(
+                lambda: pages.back == len(names) or time.monotonic() > until, ALL_BACK_WITHIN + 9
+            )
+            taken = time.monotonic() - since
+            until = time.monotonic() + 10  # each page asks whether its stream tells all
+            pages.turn_until(lambda: time.monotonic() > until, 20)
+            meanwhile = [each for each in asked() if each.began >= since]
         pages.close()
     measure = f"restart, {number_of(workers)}"
     yield Figure(measure, f"the last of {len(names)} streams is back", taken, "s", goal)
     yield Figure(measure, f"not back after {ALL_BACK_WITHIN} s", len(names) - pages.back, "", "= 0")
     yield Figure(measure, "connections of the pages, at most", pages.most, "")
-    for name, times in pages.asked.items():
+    yield Figure(
+        measure, "asked meanwhile, and not answered 200", sum(not a.is_good for a in meanwhile), "", "= 0"
+    )
+    for name in ("callback", "healthz"):
+        times = [each.seconds for each in meanwhile if each.name == name]
         yield Figure(measure, f"{name}: p50", quantile(times, 0.5) * 1000, "ms")
         yield Figure(measure, f"{name}: p99", quantile(times, 0.99) * 1000, "ms", "<= 1000")
         yield Figure(measure, f"{name}: worst of {len(times)}", max(times) * 1000, "ms", "<= 2000")

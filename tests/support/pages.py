@@ -8,14 +8,17 @@ a time and gives it up after ten seconds, so it holds two connections at most, a
 
 import heapq
 import itertools
+import multiprocessing
 import random
 import re
 import select
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from tests.support.load import heartbeat, request
 
@@ -39,6 +42,7 @@ class Page:
     stream: "Exchange | None" = None  # open, on its way, or to be opened again by the browser
     poll: "Exchange | None" = None
     hears: bool = False
+    tells_all: bool = False
     is_offline: bool = False
     is_back: bool = False
     failures: int = 0
@@ -60,66 +64,37 @@ class Exchange:
     began: float = field(default_factory=time.monotonic)
 
 
-@dataclass
-class Pages:
-    """The pages of one server; `asked` are the seconds that a callback and /healthz took, by name.
+class Asked(NamedTuple):
+    """What somebody asked: "callback" or "healthz", when (monotonic), the seconds it took, whether 200."""
 
-    Only what was asked after `since` (monotonic seconds) counts. `most` is how many connections there were
-    at once.
-    """
+    name: str
+    began: float
+    seconds: float
+    is_good: bool
 
-    port: int
-    paths: list[str]
-    asked: dict[str, list[float]] = field(default_factory=lambda: {"callback": [], "healthz": []})
 
-    def __post_init__(self) -> None:
+class Loop:
+    """Exchanges with one server, in one thread; `most` is how many there were at once."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.most = port, 0
         self._poll = select.epoll()
         self._open: dict[int, Exchange] = {}
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self.pages = [Page(path) for path in self.paths]
-        self.back, self.since, self.most = 0, 0.0, 0
-
-    def open(self) -> None:
-        """Open all streams, spread over some seconds, and wait until each has its first frame."""
-        for number, page in enumerate(self.pages):
-            self._later(number / 500, lambda page=page: self._listen(page))  # type: ignore[misc]
-        self.turn_until(lambda: self.back == len(self.pages), 120)
-
-    def forget(self) -> None:
-        """From now on a page is back when its next stream has begun; until it is lost, all are at rest."""
-        self.back = 0
-        for page in self.pages:
-            page.is_back, page.poll_at, page.verify_at = False, NEVER, NEVER
-        self._tick(0)
 
     def turn_until(self, holds: Callable[[], bool], seconds: float) -> None:
         """Do what is due and read what has come, until then; fails after so many seconds."""
         until = time.monotonic() + seconds
         while not holds():
             now = time.monotonic()
-            assert now < until, f"{self.back} of {len(self.pages)} pages are back after {seconds} s"
+            assert now < until, f"still waiting after {seconds} s"
             while self._due and self._due[0][0] <= now:
                 heapq.heappop(self._due)[2]()
             patience = min(self._due[0][0] - now, 0.05) if self._due else 0.05
             for handle, events in self._poll.poll(max(patience, 0)):
                 if exchange := self._open.get(handle):
                     self._go_on(exchange, events)
-
-    def ask(self, job_id: str) -> None:
-        """Send a callback and look at /healthz now and then, each on a connection of its own."""
-        requests = {"callback": heartbeat(job_id, time.time()), "healthz": request("/healthz")}
-        for name, data in requests.items():
-            began = time.monotonic()
-
-            def ended(exchange: Exchange, name: str = name, began: float = began) -> None:
-                if exchange.answer and began >= self.since:
-                    assert exchange.answer.startswith(b"HTTP/1.1 200"), exchange.answer
-                    self.asked[name].append(time.monotonic() - began)
-
-            data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-            self._begin(Exchange(_connecting(self.port), data, ended))
-        self._later(ASK_EVERY, lambda: self.ask(job_id))
 
     def close(self) -> None:
         for exchange in self._open.values():
@@ -156,6 +131,75 @@ class Pages:
         exchange.socket.close()
         exchange.ended(exchange)
 
+
+class Asker(Loop):
+    """Sends a callback and looks at /healthz now and then, each on a connection of its own."""
+
+    def __init__(self, port: int, job_id: str, tell: Callable[[Asked], None]) -> None:
+        super().__init__(port)
+        self._job_id, self._tell = job_id, tell
+        self._ask()
+
+    def _ask(self) -> None:
+        requests = {"callback": heartbeat(self._job_id, time.time()), "healthz": request("/healthz")}
+        for name, data in requests.items():
+            began = time.monotonic()
+
+            def ended(exchange: Exchange, name: str = name, began: float = began) -> None:
+                if exchange.answer:
+                    is_good = exchange.answer.startswith(b"HTTP/1.1 200")
+                    self._tell(Asked(name, began, time.monotonic() - began, is_good))
+
+            data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+            self._begin(Exchange(_connecting(self.port), data, ended))
+        self._later(ASK_EVERY, self._ask)
+
+
+@contextmanager
+def asking(port: int, job_id: str) -> Iterator[Callable[[], list[Asked]]]:
+    """Somebody else asks meanwhile, from a process of its own: what was answered so far."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(
+        target=_ask, args=(port, job_id, theirs), daemon=True
+    )
+    process.start()
+    answered: list[Asked] = []
+
+    def so_far() -> list[Asked]:
+        while ours.poll():
+            answered.append(ours.recv())
+        return answered
+
+    yield so_far
+    process.terminate()
+    process.join()
+
+
+def _ask(port: int, job_id: str, parent: Connection) -> None:
+    Asker(port, job_id, parent.send).turn_until(lambda: False, NEVER)
+
+
+class Pages(Loop):
+    """The pages of one server."""
+
+    def __init__(self, port: int, paths: list[str]) -> None:
+        super().__init__(port)
+        self.pages = [Page(path) for path in paths]
+        self.back = 0
+
+    def open(self) -> None:
+        """Open all streams, spread over some seconds, and wait until each has its first frame."""
+        for number, page in enumerate(self.pages):
+            self._later(number / 500, lambda page=page: self._listen(page))  # type: ignore[misc]
+        self.turn_until(lambda: self.back == len(self.pages), 120)
+
+    def forget(self) -> None:
+        """From now on a page is back when its next stream has begun; until it is lost, all are at rest."""
+        self.back = 0
+        for page in self.pages:
+            page.is_back, page.poll_at, page.verify_at, page.tells_all = False, NEVER, NEVER, True
+        self._tick(0)
+
     def _tick(self, part: int) -> None:
         self._later(1 / TICKS, lambda: self._tick((part + 1) % TICKS))
         now = time.monotonic()
@@ -163,13 +207,15 @@ class Pages:
             if page.poll and now > page.poll.began + GIVES_UP_AFTER:
                 page.poll.answer = b""
                 self._end(page.poll)
-            if now > page.connect_at and not page.stream and not page.is_offline:
+            if now > page.connect_at and not page.stream:
                 self._connect(page, now)
             if now > min(page.poll_at, page.verify_at):
                 self._ask_anew(page, now)
 
     def _connect(self, page: Page, now: float) -> None:
-        page.connect_at, page.poll_at = now + random.uniform(20, 40), now + 10
+        page.connect_at = now + random.uniform(20, 40)
+        if not page.is_offline:
+            page.poll_at = now + 10
         self._later(TURN, lambda: self._listen(page))
 
     def _listen(self, page: Page, headers: str = "") -> None:
@@ -193,7 +239,7 @@ class Pages:
             return
         page.version = version[1].decode()
         now = time.monotonic()
-        if not page.hears:
+        if not page.hears and not page.tells_all:
             page.verify_at = now + random.uniform(3, 5)
         page.hears, page.is_offline, page.failures, page.poll_at = True, False, 0, now + 90
         self.back += not page.is_back
@@ -219,7 +265,9 @@ class Pages:
             page.poll = None
             if not poll.answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 204")):
                 page.is_offline = True
-            elif page.is_offline:
+                return
+            page.tells_all |= page.hears
+            if page.is_offline:
                 page.is_offline, page.connect_at = False, 0.0
 
         data = request(f"{page.path}/steps?after={page.version}", "Connection: close")
