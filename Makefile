@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 CODE := webapp tests wsgi.py .github
 EXAMPLES := .github/docs/examples/deploy-site.yml
 LINTS := lint-python lint-types lint-templates lint-workflows lint-provisioning
-WORKERS ?= 4# two for each core: most tests wait
+WORKERS ?= 6# three for each core: most tests wait
 # What one process compiles of the tests and of Milepost, hundreds read.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
@@ -19,7 +19,7 @@ test: lint browser ## everything that CI checks: lint, both databases, the brows
 	$(PYTEST) --database=both
 
 check: .venv/development ## the work in between: lint, pure tests and servers on SQLite; no browser, no slow starts, kills or waits
-	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target $(LINTS) quick-tests
+	@$(MAKE) --no-print-directory --jobs=6 --output-sync=target WORKERS=4 $(LINTS) quick-tests
 
 quick-tests:
 	@$(PYTEST) --quiet --tb=no -m "not browser and not workflow and not slow and not fuzz"
