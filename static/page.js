@@ -190,7 +190,8 @@
     source.addEventListener("steps", () => hear(source))
     source.addEventListener("alive", ({data}) => {
       hear(source)
-      if (serverNow() - Date.parse(data) > LATE) giveUpStream()
+      // The first that a stream brings tells how long ago it was, all others come at once.
+      if (state.heard > 1 && serverNow() - Date.parse(data) > LATE) giveUpStream()
       setSignal(data)
     })
     source.addEventListener("error", event => {

@@ -1,6 +1,8 @@
 """The progress page in a real browser: it follows, whatever happens to network, tab, clock or server."""
 
+import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.screenshots import served, show
 from tests.support.browser import launch_options
+from tests.support.databases import execute
 from tests.support.gallery import STATES
 from tests.support.server import Serve, Server, wait_until
 from tests.support.stand_in import StandIn, listening
@@ -204,6 +207,24 @@ def test_it_comes_back_after_a_restart_of_the_server(serve: Serve, job_id: str, 
     expect(page.locator("#offline")).to_be_hidden(timeout=15_000)
     server.report(job_id, "vm_created")
     expect_rank(page, 2)
+
+
+def test_a_stream_that_comes_back_with_an_old_sign_of_life_is_kept(
+    serve: Serve, job_id: str, page: Page
+) -> None:
+    server = serve()
+    server.report(job_id, "provisioning")
+    page.add_init_script("swaps = 0; document.addEventListener('htmx:sseMessage', () => swaps++)")
+    watch(page, server, job_id)
+    wait_until(lambda: page.evaluate("swaps") == 1)
+    execute(server.database_url, "UPDATE attempts SET last_signal_at = last_signal_at - 60")
+    with page.expect_response(re.compile("/events")):
+        os.kill(server.workers()[0], signal.SIGKILL)  # the port stays open, so the page is never offline
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/steps?" in request.url else None)
+    server.report(job_id, "vm_created")
+    wait_until(lambda: page.evaluate("swaps") > 1)
+    assert not asked
 
 
 def test_a_hidden_tab_gives_its_stream_back_and_catches_up_when_shown(

@@ -14,10 +14,9 @@ from threading import Event, Thread
 
 import pytest
 import requests
-from sqlalchemy import create_engine, text
 
 from tests.support import old_version
-from tests.support.databases import Databases
+from tests.support.databases import Databases, execute
 from tests.support.operator import signed_in
 from tests.support.server import ROOT, Serve, Server, free_port, new_job_id, wait_until
 
@@ -48,21 +47,13 @@ def test_the_time_in_which_the_door_was_shut_is_no_silence(serve: Serve) -> None
     server.stop()
     for job_id, seconds in ((lives, 1200), (lost, 2400)):
         execute(
-            server,
+            server.database_url,
             f"UPDATE attempts SET heard_at = heard_at - {seconds} WHERE job_id = '{job_id}'",
             f"UPDATE callbacks SET arrived_at = arrived_at - {seconds} WHERE job_id = '{job_id}'",
         )
     server.start()
     assert server.page(lives)["condition"] == "live"
     assert server.page(lost)["condition"] == "lost"
-
-
-def execute(server: Server, *statements: str) -> None:
-    engine = create_engine(server.database_url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    engine.dispose()
 
 
 def test_pages_hear_of_what_comes_after_the_newest_rows_were_taken_away(serve: Serve) -> None:
@@ -78,7 +69,11 @@ def test_pages_hear_of_what_comes_after_the_newest_rows_were_taken_away(serve: S
             events.next()
         assert server.flask("prune", "--older-than", "0").stdout == "1 jobs pruned\n"
         assert requests.get(f"{page}/steps?after={version}", timeout=10).status_code == 404
-        execute(server, "DELETE FROM departed", f"UPDATE attempts SET change = 1 WHERE job_id = '{old}'")
+        execute(
+            server.database_url,
+            "DELETE FROM departed",
+            f"UPDATE attempts SET change = 1 WHERE job_id = '{old}'",
+        )
         for told, step in ((server, "vm_created"), (sibling, "ansible_started")):
             told.report(old, step)
             newest_version = server.page(old)["version"]
@@ -134,7 +129,7 @@ def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) ->
         links = [
             first.report_step(job_id, "vm_created").json()["progress_url"] for job_id in ("kept", "revoked")
         ]
-        execute(first, "UPDATE jobs SET link = 1 WHERE job_id = 'revoked'")
+        execute(first.database_url, "UPDATE jobs SET link = 1 WHERE job_id = 'revoked'")
         first.flask("backup", str(file))
         assert file.stat().st_mode & 0o777 == 0o600
         first.report_step("kept", "ansible_started")

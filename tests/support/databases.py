@@ -129,3 +129,12 @@ def _remove(folder: Path) -> None:
     if cluster.exists:
         cluster.stop("immediate")
     shutil.rmtree(folder)
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run statements beside the server of this database."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
