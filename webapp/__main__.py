@@ -1,8 +1,11 @@
 """`make run`: secrets, migrations, links, then the server; on an empty database with a rehearsal."""
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is silent, also while the rest is imported
+
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -51,5 +54,4 @@ def main() -> None:
     os.execv(sys.executable, [sys.executable, "-c", GUNICORN, "-c", "python:webapp.serving", "wsgi:app"])
 
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is silent
 main()
