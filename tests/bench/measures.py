@@ -181,8 +181,8 @@ def watchers(bench: Bench) -> Figures:
 
 def sustained(bench: Bench) -> Figures:
     """All at once and for long: every stream open, and the callbacks of as many jobs."""
-    yield from _sustained(bench, 2, bench.seconds(600, 10), "< 50")
-    yield from _sustained(bench, 1, bench.seconds(60, 10))
+    yield from _sustained(bench, 1, bench.seconds(600, 10), "< 50")
+    yield from _sustained(bench, 2, bench.seconds(60, 10))
 
 
 def _sustained(bench: Bench, workers: int, seconds: float, goal: str = "") -> Figures:
