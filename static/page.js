@@ -19,7 +19,7 @@
     source: null, // the stream, open or on its way
     heard: 0, // how many events that stream has brought
     verifyAt: Infinity, // when to ask whether that stream tells all
-    tellsAll: false, // an answer knew no more than the stream: not asked again of one that comes back
+    tellsAll: false, // an answer knew no more: one that comes back is not asked about
     asksForTurn: false,
     failures: 0, // of streams, in a row
     link: "", // "": connected; "offline"; "gone": the link was revoked
@@ -190,7 +190,7 @@
     source.addEventListener("steps", () => hear(source))
     source.addEventListener("alive", ({data}) => {
       hear(source)
-      // The first that a stream brings tells how long ago it was, all others come at once.
+      // The first event of a stream may tell of long ago.
       if (state.heard > 1 && serverNow() - Date.parse(data) > LATE) giveUpStream()
       setSignal(data)
     })
@@ -266,9 +266,10 @@
     proven()
     if (wasOffline) state.connectAt = 0
     const signal = $("signal")?.dateTime
-    const knewMore = xhr.status == 200 || xhr.getResponseHeader("Last-Signal") > (signal ?? "")
-    if (streams() && knewMore) doubt()
-    else if (streams()) state.tellsAll = true
+    if (streams()) {
+      state.tellsAll = xhr.status == 204 && !(xhr.getResponseHeader("Last-Signal") > (signal ?? ""))
+      if (!state.tellsAll) doubt()
+    }
     setSignal(xhr.getResponseHeader("Last-Signal"))
   })
   live.addEventListener("htmx:sseClose", ({detail}) => detail.type == "message" && disconnect())
@@ -276,7 +277,7 @@
   // After sleep a stream may look open and be dead, so it is opened anew.
   function wake() {
     if (document.hidden || isSandboxed) return
-    state.tellsAll = false // the network may be another one
+    state.tellsAll = false
     if (state.link) return poll()
     disconnect()
     connect()
