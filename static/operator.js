@@ -2,7 +2,8 @@
 document.getElementById("feed") && (() => {
   const live = document.getElementById("feed"), offline = document.getElementById("away")
   const turns = streamTurns(() => setTimeout(() => source || connect(), Math.random() * 1000)) // ms
-  let source = null, asksForTurn = false, opened = []
+  const copies = () => [...live.querySelectorAll("button.copy")]
+  let source = null, asksForTurn = false, opened = [], told = new Map()
 
   function disconnect() {
     source?.close()
@@ -41,9 +42,11 @@ document.getElementById("feed") && (() => {
     if (detail.xhr.status != 200) return
     offline.hidden = true
     opened = [...live.querySelectorAll("details[open]")].map(each => each.id)
+    told = new Map(copies().map(button => [button.previousElementSibling.value, button.textContent]))
   })
   live.addEventListener("htmx:afterSwap", () => {
     for (const id of opened) document.getElementById(id)?.setAttribute("open", "")
+    for (const button of copies()) setText(button, told.get(button.previousElementSibling.value) ?? button.textContent)
     if ((!source || source.readyState == EventSource.CLOSED) && document.getElementById("job")?.dataset.condition != "over") connect()
   })
 })()
