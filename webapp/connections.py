@@ -82,6 +82,7 @@ class Connections:
             self.serve(this, origin)
         with nullcontext() if STREAM.match(came) else self._others, self._turns:
             gevent.sleep(A_TURN if self.are_all_accepted else PAUSE)
+            self.are_all_accepted = True  # as far as is known, until the next is accepted
 
     def serve(self, this: greenlet, origin: str) -> None:
         """Its request has arrived."""

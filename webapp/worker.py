@@ -114,7 +114,7 @@ class Answer(Response):  # type: ignore[misc]
 class Server(StreamServer):
     """Accepts connections; when files run out, it makes room, with one line in the log, and tries again."""
 
-    max_accept = 25  # in a turn; gevent begins 50, so that more would pile up before a commit's next step
+    max_accept = 25  # in a turn, half of what gevent begins in one: more would hold up a commit
     max_delay = 0.1  # seconds until gevent tries again
     warned_at = -60.0
 

@@ -257,7 +257,7 @@ def _restart(bench: Bench, workers: int, goal: str) -> Figures:
                 lambda: pages.back == len(names) or time.monotonic() > until, ALL_BACK_WITHIN + 9
             )
             taken = time.monotonic() - since
-            until = time.monotonic() + 10  # each page asks whether its stream tells all
+            until = time.monotonic() + 10  # what is still asked is answered
             pages.turn_until(lambda: time.monotonic() > until, 20)
             meanwhile = [each for each in asked() if each.began >= since]
         pages.close()

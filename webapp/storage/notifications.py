@@ -18,7 +18,7 @@ from webapp.storage.transaction import Transaction
 
 PAUSES = (5, 15, 40, 120, 300, 720, 1200, 1200)  # seconds after each try: an hour in all
 MINUTE, PER_MINUTE, AT_ONCE = 60.0, 10, 500
-_SILENT = {  # made once: at rest they were a sixth of what 5,000 streams take
+_SILENT = {  # made once: made anew at each look they took half of it
     name: current_attempts().where(is_in(name, ANY_CLOCK), attempts.c.heard_at >= bindparam("since"))
     for name in ("quiet", "lost")
 }
