@@ -19,9 +19,11 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+import webapp.worker
 from tests.support.databases import Databases
 from tests.support.load import Client, request
 from tests.support.server import CALLBACKS, ROOT, Serve, Server, free_port, sign, wait_until
+from webapp.connections import PAUSE
 from webapp.worker import ARRIVES_WITHIN, DRAINED_WITHIN
 
 pytestmark = pytest.mark.one_database
@@ -162,6 +164,22 @@ def test_a_callback_does_not_stand_behind_the_watchers_that_came_before(
         for watcher in watchers:
             poll.register(watcher, select.POLLIN)
         assert len(poll.poll(0)) < 400
+
+
+def test_a_burst_that_filled_a_turn_leaves_no_request_waiting(serve: Serve) -> None:
+    server = serve()
+    (worker,) = server.workers()
+    with ExitStack() as clients:
+        os.kill(worker, signal.SIGSTOP)
+        burst = [clients.enter_context(connect(server)) for _ in range(webapp.worker.Server.max_accept)]
+        os.kill(worker, signal.SIGCONT)
+        taken = []
+        for _ in range(20):
+            asked_at = time.monotonic()
+            burst[0].sendall(request("/nothing"))
+            assert b" 404 " in burst[0].recv(65_536)
+            taken.append(time.monotonic() - asked_at)
+    assert min(taken) < PAUSE  # each of them took longer
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,10 +17,12 @@ import psycopg
 import pytest
 import requests
 from playwright.sync_api import Browser, expect
+from sqlalchemy import Executable, create_engine, literal, select
 
 from tests.support.databases import Databases
 from tests.support.load import Client, heartbeat, request, resident
 from tests.support.server import Serve, Server, wait_until
+from webapp.storage.tables import attempts, jobs
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +69,53 @@ def test_without_its_database_it_answers_503_and_then_goes_on_by_itself(
         assert server.post(provisioning(job_id, "vm_created")).json()["duplicate"] is False
         assert requests.get(link, timeout=30).status_code == 200
         assert 'data-step="installing" data-state="active"' in events.next()["data"]
+
+
+@contextmanager
+def another_writing(server: Server, *statements: Executable) -> Iterator[None]:
+    """While another's transaction has run these; it commits once somebody waits for it."""
+    engine = create_engine(server.database_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as other:
+        for statement in statements:
+            other.execute(statement)
+        yield
+        if engine.name == "postgresql":  # SQLite does not tell
+            wait_until(lambda: is_waited_for(server))
+    engine.dispose()
+
+
+def is_waited_for(server: Server) -> bool:
+    """Whether somebody waits for a lock in the server's PostgreSQL."""
+    with psycopg.connect(server.database_url) as connection:
+        waiting = (
+            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return connection.execute(waiting).fetchone() is not None
+
+
+def test_who_waited_for_another_writer_finds_the_attempt_that_it_opened(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    columns = [literal(2) if column.name == "number" else column for column in attempts.c]
+    opened = attempts.insert().from_select([*attempts.c], select(*columns).where(attempts.c.job_id == job_id))
+    turned = jobs.update().where(jobs.c.job_id == job_id).values(attempt=2)
+    with ThreadPoolExecutor() as pool:
+        with another_writing(server, opened, turned):
+            revoked = pool.submit(server.api, f"/api/jobs/{job_id}/revoke", method="POST")
+        assert revoked.result().status_code == 200
+    assert requests.get(link, timeout=30).status_code == 404
+    assert server.page(job_id)["attempt"] == 2
+
+
+def test_a_callback_that_waited_for_another_writer_takes_no_step_back(server: Server, job_id: str) -> None:
+    server.report(job_id, "provisioning")
+    moved = attempts.update().where(attempts.c.job_id == job_id).values(rank=3, change=attempts.c.change + 1)
+    with ThreadPoolExecutor() as pool:
+        with another_writing(server, moved):
+            told = pool.submit(server.post, provisioning(job_id, "vm_created"))
+        assert told.result().status_code == 200
+    states = [step["state"] for step in server.page(job_id)["steps"]]
+    assert states == ["completed", "completed", "completed", "active", "pending"]
 
 
 @contextmanager

@@ -101,12 +101,16 @@ def _cookie(server: Milepost) -> str:
 
 
 def workers(bench: Bench) -> Figures:
-    """What a second worker is worth: callbacks stored per second, beside those of one."""
+    """What a second worker is worth, beside what it is worth to the door that stores nothing."""
     seconds = bench.seconds(5, 1)
+    made = partial(new_jobs, count=int(500 * seconds))
+    floor = partial(bench.milepost, app="tests.bench.floor:app")
+    with floor() as one, floor(workers=2) as two:
+        (alone, both), _, _ = in_turn([(one.client, made), (two.client, made)], seconds)
+    yield Figure("workers", "floor: two that only verify, by one", both / alone, "x")
     for database, goal in (("postgresql", ">= 1.6"), ("sqlite", "")):
         measure = f"workers, {database}"
         with bench.milepost(database) as one, bench.milepost(database, workers=2) as two:
-            made = partial(new_jobs, count=int(500 * seconds))
             (alone, both), _, errors = in_turn([(one.client, made), (two.client, made)], seconds)
             owners = Counter(workers_of(two.client.ports(), two.workers(), two.port).values())
         yield Figure(measure, "stored by one", alone, "/s")

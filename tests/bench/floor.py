@@ -1,7 +1,8 @@
 """Floors in the product's own worker: the product's app with a door that does less.
 
-A callback is verified, read and answered, and not stored. Where BENCH_FRAME names a file, each stream
-is answered with its bytes, without Flask, hub and database.
+A callback is verified, read and answered, and not stored; with BENCH_ROUTE by a route of Flask, not by
+the door before it. Where BENCH_FRAME names a file, each stream is answered with its bytes, without Flask,
+hub and database.
 """
 
 import os
@@ -9,11 +10,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flask import Response, g, jsonify, request
 from gevent.event import Event
 
 from webapp.app import create_app
+from webapp.parts import parts
+from webapp.routes import callbacks
 
+
+def verify() -> Response:
+    """The door, as a route."""
+    return jsonify(callbacks._receive(request.environ, parts(), g.noted))
+
+
+if is_route := "BENCH_ROUTE" in os.environ:
+    callbacks.set_up = lambda app: None
 app = create_app()
+if is_route:
+    app.view_functions["callbacks.receive"] = verify
 app.extensions["milepost"].writer.receive = lambda report: (False, 0)
 
 

@@ -89,6 +89,12 @@ def attempt_from(row: Row[Any]) -> Attempt:
 
 
 CURRENT = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
+_NEWEST = [
+    func.coalesce(select(func.max(table.c.change)).scalar_subquery(), 0) for table in (attempts, departed)
+]
+_NEWEST_CHANGE = select(*_NEWEST)
+# For a transaction that changes them, with the number of the newest change, after which its own is the next.
+LOCKED = CURRENT.add_columns(*_NEWEST).order_by(jobs.c.job_id).with_for_update()
 _ONE = current_attempts().where(jobs.c.job_id == bindparam("id"))  # in a third less time than CURRENT
 
 
@@ -215,8 +221,6 @@ _CHANGES = sa.union_all(
     select(attempts.c.job_id, attempts.c.change).where(attempts.c.change > bindparam("change")),
     select(departed.c.job_id, departed.c.change).where(departed.c.change > bindparam("change")),
 )
-_NEWEST = [select(func.max(table.c.change)).scalar_subquery() for table in (attempts, departed)]
-_NEWEST_CHANGE = select(*(func.coalesce(newest, 0) for newest in _NEWEST))
 _NUMBERS = CURRENT.with_only_columns(attempts.c.job_id, attempts.c.change)
 
 

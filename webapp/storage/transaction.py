@@ -3,7 +3,7 @@
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import compress
+from itertools import chain, compress
 from operator import ne
 from time import time
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from webapp.config import Settings
 from webapp.rules.attempt import Attempt, Transition, transitions
 from webapp.rules.pipeline import Pipeline
-from webapp.rules.progress import expect
+from webapp.rules.progress import Usual, expect
 from webapp.storage import bulk
 from webapp.storage import jobs as reads
 from webapp.storage.tables import attempts, callbacks, definitions, departed, jobs, notifications
@@ -58,17 +58,17 @@ class Transaction:
         self.deleted: set[str] = set()  # by the operator, less than DELETED_FOR ago
         self._jobs: dict[str, Row[Any]] = {}
         self._defined: set[str] = set()
-        self._number = reads.newest_change(connection) + 1
+        self._usual: dict[str, Usual | None] = {}
+        self._newest: int | None = None  # the number of the last change, once it is read
         self._is_postgresql = connection.dialect.name == "postgresql"
         self.insert = postgresql.insert if self._is_postgresql else sqlite.insert
 
     def find(self, job_ids: Iterable[str]) -> dict[str, Attempt]:
         """The current attempts of the jobs that there are, locked; of others, what is left of them."""
         ids = sorted(job_ids)
-        if self._is_postgresql:  # SQLite's transactions have the file to themselves
-            rows = select(jobs.c.job_id).where(jobs.c.job_id.in_(ids)).order_by(jobs.c.job_id)
-            self.connection.execute(rows.with_for_update())
-        found = {row.job_id: row for row in self.connection.execute(reads.CURRENT, {"ids": ids})}
+        found = self._locked(ids)
+        if self._is_postgresql and (missing := [id for id in ids if id not in found]):
+            found |= self._locked(missing)  # waited for: another attempt may be the current one now
         self._jobs |= found
         self.links |= {job_id: row.link for job_id, row in found.items()}
         current = {job_id: reads.attempt_from(row) for job_id, row in found.items()}
@@ -79,6 +79,12 @@ class Transaction:
             lately = time() - DELETED_FOR
             self.deleted |= {row.job_id for row in left if (row.deleted_at or 0) > lately}
         return current
+
+    def _locked(self, ids: Sequence[str]) -> dict[str, Row[Any]]:
+        found = {row.job_id: row for row in self.connection.execute(reads.LOCKED, {"ids": ids})}
+        if self._newest is None and found:
+            self._newest = max(next(iter(found.values()))[-2:])
+        return found
 
     def current(self, job_id: str) -> Attempt | None:
         """A job's current attempt, locked; None for an unknown job."""
@@ -120,7 +126,7 @@ class Transaction:
     def save(self, moves: Iterable[tuple[Attempt, Attempt]]) -> None:
         """Write attempts: each as it was found or, without a `change`, opened; and as it is now."""
         new: list[dict[str, Any]] = []
-        changed: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+        changed: dict[tuple[str, ...], list[Attempt]] = defaultdict(list)
         turned: list[dict[str, Any]] = []
         for before, now in moves:
             current, after = self.known.get(now.job_id, before), self._completed(before, now)
@@ -139,10 +145,13 @@ class Transaction:
             if is_new:
                 new.append(after._asdict())
             elif news:
-                changed[tuple(news)].append(news | {"job_id": after.job_id, "number": after.number})
+                changed[tuple(news)].append(after)
         if new:
             bulk.insert(self.connection, attempts, new)
-        for rows in changed.values():
+        if self._is_postgresql and changed:  # one statement, not up to eight of them
+            changed = {tuple(sorted({*chain(*changed)})): [*chain(*changed.values())]}
+        for names, moved in changed.items():
+            rows = [{name: getattr(each, name) for name in ("job_id", "number", *names)} for each in moved]
             bulk.update(self.connection, attempts, ("job_id", "number"), rows)
         if turned:
             bulk.update(self.connection, jobs, ("job_id",), turned)
@@ -160,7 +169,9 @@ class Transaction:
                 row = {"hash": pipeline.hash, "content": pipeline.content}
                 self.connection.execute(self.insert(definitions).on_conflict_do_nothing(), row)
         if not after.end:
-            after = after._replace(usual=reads.usual(self.connection, after.pipeline))
+            if after.pipeline not in self._usual:  # while nothing is usual, it is read each time
+                self._usual[after.pipeline] = reads.usual(self.connection, after.pipeline)
+            after = after._replace(usual=self._usual[after.pipeline])
         return expect(after, pipeline)
 
     def _compare(self, before: Attempt, after: Attempt) -> None:
@@ -190,6 +201,12 @@ class Transaction:
         ]
         if rows:
             self.connection.execute(self.insert(notifications).on_conflict_do_nothing(), rows)
+
+    @property
+    def _number(self) -> int:
+        if self._newest is None:
+            self._newest = reads.newest_change(self.connection)
+        return self._newest + 1
 
     def _next(self, current: Attempt) -> int:
         """The number of a job's next change: on PostgreSQL, it may have taken ours before we had its lock."""
