@@ -338,3 +338,22 @@ def test_sqlite_is_durable_at_each_commit(own_sqlite: str) -> None:
         }
     engine.dispose()
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "fullfsync": 0, "auto_vacuum": 2}
+
+
+@pytest.mark.one_database
+def test_a_new_postgresql_reads_no_table_from_end_to_end(serve: Serve) -> None:
+    server = serve(DATABASE_URL=Databases("postgresql").migrated())
+    job_ids = [new_job_id() for _ in range(100)]
+    for step in ("provisioning", "vm_created"):
+        for job_id in job_ids:
+            server.report(job_id, step)
+    scans = (
+        "SELECT sum(seq_scan), sum(idx_scan) FROM pg_stat_user_tables WHERE relname IN ('jobs', 'attempts')"
+    )
+
+    def read() -> tuple[int, int]:
+        return connection.execute(scans).fetchone() or (0, 0)
+
+    with psycopg.connect(server.database_url, autocommit=True) as connection:
+        wait_until(lambda: read()[1] > 200)  # it counts a little later
+        assert read()[0] < 20

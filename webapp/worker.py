@@ -121,6 +121,8 @@ class Server(StreamServer):
     def __init__(self, listener: Any, worker: "Worker") -> None:
         super().__init__(listener, partial(worker.handle, listener.getsockname()))
         self.connections = worker.connections
+        if worker.cfg.workers > 1:  # or of 32 connections that come at once the quicker worker has 30
+            self.max_accept = 5
 
     def do_read(self) -> Any:
         """A new connection, or None."""

@@ -25,8 +25,11 @@ from sqlalchemy.exc import DataError, IntegrityError, InvalidatePoolError, Opera
 
 WRITES_WITHIN, READS_WITHIN = 5.0, 1.0  # seconds to wait for another's lock on SQLite's file
 CONNECTS_WITHIN, ANSWERS_WITHIN = 3, 5.0  # seconds, of PostgreSQL
-BOUNDS = (
-    "SET lock_timeout = '3s'; SET statement_timeout = '4s'; SET idle_in_transaction_session_timeout = '20s'"
+SESSION = (
+    "SET lock_timeout = '3s'; SET statement_timeout = '4s'; SET idle_in_transaction_session_timeout = '20s';"
+    # Until its first ANALYZE a new database keeps plans that read whole tables: two fifths of its time for a
+    # callback. What has no index is read as before, and would be compiled first for its supposed cost.
+    "SET enable_seqscan = off; SET jit = off"
 )
 FIRST_READ = "PRAGMA user_version"  # takes the lock of the first SELECT, where another's can be waited for
 LARGEST_WAL = 4 * 2**20  # bytes that the -wal keeps once it was written back
@@ -87,7 +90,7 @@ def prepare(engine: Engine) -> "SQLiteFiles | None":
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: Any, _record: Any, arguments: Any, options: Any) -> psycopg.Connection[Any]:
         connection = BoundedConnection.connect(*arguments, **options)
-        connection.execute(BOUNDS)  # not as options of the connection, which pgbouncer refuses
+        connection.execute(SESSION)  # not as options of the connection, which pgbouncer refuses
         connection.commit()
         return connection
 
