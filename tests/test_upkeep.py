@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from tests.support import old_version
-from tests.support.databases import Databases, execute
+from tests.support.databases import Databases, execute, scalar
 from tests.support.operator import signed_in
 from tests.support.server import ROOT, Serve, Server, free_port, new_job_id, wait_until
 
@@ -54,6 +54,13 @@ def test_the_time_in_which_the_door_was_shut_is_no_silence(serve: Serve) -> None
     server.start()
     assert server.page(lives)["condition"] == "live"
     assert server.page(lost)["condition"] == "lost"
+
+
+def test_the_first_start_is_recorded_too(serve: Serve) -> None:
+    """Or all that has come since is walked over again and again, to learn that nothing came before."""
+    server = serve()
+    server.report(new_job_id(), "provisioning")
+    assert scalar(server.database_url, "SELECT count(*) FROM closures") == 1
 
 
 def test_pages_hear_of_what_comes_after_the_newest_rows_were_taken_away(serve: Serve) -> None:

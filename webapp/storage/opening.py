@@ -85,10 +85,9 @@ def _record(started_at: float, transaction: Transaction) -> None:
     try_to_store(transaction)
     connection = transaction.connection
     connection.execute(closures.delete().where(closures.c.until < started_at - CLOSURES_KEPT))
-    since = reads.newest_arrival(connection, started_at)
-    if since is not None:
-        row = {"until": started_at, "since": since}
-        connection.execute(transaction.insert(closures).on_conflict_do_nothing(), row)
+    # Until it is recorded each look at the clock asks for this, and walks over all that came after the start.
+    row = {"until": started_at, "since": reads.newest_arrival(connection, started_at) or started_at}
+    connection.execute(transaction.insert(closures).on_conflict_do_nothing(), row)
 
 
 def _is_schema(error: SQLAlchemyError) -> bool:
