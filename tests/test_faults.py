@@ -118,6 +118,22 @@ def test_a_callback_that_waited_for_another_writer_takes_no_step_back(server: Se
     assert states == ["completed", "completed", "completed", "active", "pending"]
 
 
+@pytest.mark.one_database
+def test_on_postgresql_a_job_is_locked_before_its_attempt(serve: Serve, job_id: str) -> None:
+    """In the other order two who wait for a third would wait for each other."""
+    server = serve(DATABASE_URL=Databases("postgresql").migrated())
+    server.report(job_id, "provisioning")
+    first, other = (psycopg.connect(server.database_url) for _ in range(2))
+    with first, other, ThreadPoolExecutor() as pool:
+        first.execute("SELECT FROM attempts FOR UPDATE")
+        told = pool.submit(server.post, provisioning(job_id, "vm_created"))
+        wait_until(lambda: is_waited_for(server))
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            other.execute("SELECT FROM jobs FOR UPDATE NOWAIT")
+        first.rollback()
+        assert told.result().status_code == 200
+
+
 @contextmanager
 def failing_commits(server: Server) -> Iterator[None]:
     """While statements succeed, but no commit: a file that cannot grow, a constraint checked at the end."""

@@ -76,11 +76,13 @@ def pipeline_of(connection: Connection | None, hash: str | None) -> Pipeline:
     return known_pipelines[hash]
 
 
+_IS_CURRENT = (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
+
+
 @cache  # made anew each time it took 2 to 5 % of the operator's list
 def current_attempts() -> Select[Any]:
     """Select each job's current attempt, and the job's own columns after it."""
-    is_current = (jobs.c.job_id == attempts.c.job_id) & (jobs.c.attempt == attempts.c.number)
-    return select(*attempts.c, *jobs.c).join(jobs, is_current)
+    return select(*attempts.c, *jobs.c).join(jobs, _IS_CURRENT)
 
 
 def attempt_from(row: Row[Any]) -> Attempt:
@@ -88,13 +90,16 @@ def attempt_from(row: Row[Any]) -> Attempt:
     return Attempt._make(row[: len(Attempt._fields)])
 
 
-CURRENT = current_attempts().where(jobs.c.job_id.in_(bindparam("ids", expanding=True)))
+_GIVEN = jobs.c.job_id.in_(bindparam("ids", expanding=True))
+CURRENT = current_attempts().where(_GIVEN)
 _NEWEST = [
     func.coalesce(select(func.max(table.c.change)).scalar_subquery(), 0) for table in (attempts, departed)
 ]
 _NEWEST_CHANGE = select(*_NEWEST)
-# For a transaction that changes them, with the number of the newest change, after which its own is the next.
-LOCKED = CURRENT.add_columns(*_NEWEST).order_by(jobs.c.job_id).with_for_update()
+# The same for a transaction that changes them, with the numbers of the newest changes, after which its own
+# comes. PostgreSQL locks in the order of this FROM: who waits for a job must not hold an attempt of it.
+LOCKED = select(*attempts.c, *jobs.c, *_NEWEST).select_from(jobs.join(attempts, _IS_CURRENT)).where(_GIVEN)
+LOCKED = LOCKED.order_by(jobs.c.job_id).with_for_update()
 _ONE = current_attempts().where(jobs.c.job_id == bindparam("id"))  # in a third less time than CURRENT
 
 

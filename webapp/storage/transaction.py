@@ -253,6 +253,7 @@ class Transaction:
         )
         current = select(jobs.c.job_id).where(jobs.c.job_id == row.job_id, jobs.c.attempt == row.number)
         found = select(row.job_id, row.number).where(due, current.exists()).limit(ASKED_AT_ONCE)
+        found = found.with_for_update(skip_locked=True)  # of what somebody changes now there is news
         claim = attempts.update().where(tuple_(row.job_id, row.number).in_(found), due)
         rows = self.connection.execute(claim.values(looked_at=now).returning(*attempts.c))
         return [reads.attempt_from(row) for row in rows]
