@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -157,6 +158,17 @@ def test_a_backup_brought_back_elsewhere_goes_on_where_it_was(tmp_path: Path) ->
         assert again.returncode and "has jobs" in again.stderr
     finally:
         second.stop()
+
+
+@pytest.mark.one_database
+def test_what_is_no_backup_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    home, text, archive = Home(tmp_path, free_port()), tmp_path / "text", tmp_path / "archive"
+    text.write_text("no archive")
+    with tarfile.open(archive, "w:gz") as odd:
+        odd.add(home.root, "milepost.db", recursive=False)  # a folder
+    for file, cause in ((text, "cannot be read"), (archive, "is no backup of Milepost")):
+        refused = home.flask("restore", str(file), check=False)
+        assert refused.returncode and cause in refused.stderr and "Traceback" not in refused.stderr
 
 
 @pytest.mark.one_database
