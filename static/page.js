@@ -19,6 +19,7 @@
     source: null, // the stream, open or on its way
     heard: 0, // how many events that stream has brought
     verifyAt: Infinity, // when to ask whether that stream tells all
+    overdue: 0, // the timer that gives it up
     tellsAll: false, // an answer knew no more: one that comes back is not asked about
     asksForTurn: false,
     failures: 0, // of streams, in a row
@@ -67,7 +68,7 @@
   // ---- What is shown -----------------------------------------------------------------------------------
 
   // Makes `old` what `next` is and keeps every node that can stay: what is selected, focused, opened or
-  // pressed stays so. (htmx 4 does this itself; no package carries a release of it yet.)
+  // pressed stays so. (htmx 4 does this itself; no package has it yet.)
   function morph(old, next) {
     if (old.nodeName != next.nodeName || old.id != next.id) return old.replaceWith(next)
     if (old.nodeType != Node.ELEMENT_NODE) {
@@ -145,9 +146,8 @@
       time.textContent = clockTime(time.dateTime, serverNow())
     }
     for (const last of live.querySelectorAll("[data-last]")) last.textContent = $("now").textContent
-    const heading = link && $(link).querySelector("h2").textContent
     document.title = link ? `${link == "gone" ? "Link no longer works" : "No connection"} · ${$("name").textContent}` : shown().title
-    $("said").textContent = link ? heading : was && `Connected again. ${shown().spoken}`
+    $("said").textContent = link ? $(link).querySelector("h2").textContent : was && `Connected again. ${shown().spoken}`
     tick(live)
   }
 
@@ -174,8 +174,7 @@
   function disconnect() {
     state.source?.close()
     state.source = null
-    state.heard = 0
-    state.verifyAt = Infinity
+    forgetOpening()
     turns?.giveBack()
     live.removeAttribute("sse-connect")
     htmx.process(live)
@@ -185,7 +184,7 @@
     const source = state.source = new EventSource(url)
     source.addEventListener("open", () => {
       proven()
-      setTimeout(() => source == state.source && !state.heard && giveUpStream(), FIRST_EVENT_WITHIN)
+      expectEvent(FIRST_EVENT_WITHIN)
     })
     source.addEventListener("steps", () => hear(source))
     source.addEventListener("alive", ({data}) => {
@@ -208,29 +207,35 @@
     source.hasWorked = true
     state.failures = 0
     state.pollAt = Date.now() + SILENT_FOR
+    clearTimeout(state.overdue)
     proven()
   }
 
-  // A stream that had worked is opened again by the browser, after the time that the server's `retry:` said,
-  // and says what it has, so that of ten thousand none is sent anew what it shows. If that fails, it is asked why.
-  function streamLost() {
-    if (!state.link) state.pollAt = state.heard ? spread(6 * SECOND, 9 * SECOND) : spread(0, SECOND)
-    state.heard = 0
-    state.verifyAt = Infinity
+  function expectEvent(within) {
+    clearTimeout(state.overdue)
+    state.overdue = setTimeout(giveUpStream, within)
   }
 
-  // One that never opened, or was refused, is asked why: an EventSource does not tell its status.
+  // Nothing that was heard or expected holds for the next opening.
+  function forgetOpening() {
+    state.heard = 0
+    state.verifyAt = Infinity
+    clearTimeout(state.overdue)
+  }
+
+  // The browser opens it again after the server's `retry:` and says what it has, so that of ten thousand none
+  // is sent anew what it shows. If that fails, it is asked why.
+  function streamLost() {
+    if (!state.link) state.pollAt = state.heard ? spread(6 * SECOND, 9 * SECOND) : spread(0, SECOND)
+    forgetOpening()
+  }
+
+  // One that never opened, or was refused: an EventSource does not tell why.
   function streamFailed() {
     const pause = Math.min(2 ** state.failures++, 32) * SECOND
     disconnect()
     state.connectAt = spread(pause / 2, pause * 2)
     state.pollAt = spread(0, SECOND)
-  }
-
-  // An answer knew more than the stream has told: it may be on its way still.
-  function doubt() {
-    const {source, heard} = state
-    setTimeout(() => source == state.source && heard == state.heard && giveUpStream(), 2 * SECOND)
   }
 
   // Some proxies keep the last block of a stream until the next fills it: then asking is faster.
@@ -268,7 +273,7 @@
     const signal = $("signal")?.dateTime
     if (streams()) {
       state.tellsAll = xhr.status == 204 && !(xhr.getResponseHeader("Last-Signal") > (signal ?? ""))
-      if (!state.tellsAll) doubt()
+      if (!state.tellsAll) expectEvent(2 * SECOND) // it may be on its way still
     }
     setSignal(xhr.getResponseHeader("Last-Signal"))
   })

@@ -215,11 +215,16 @@ def test_a_stream_that_comes_back_with_an_old_sign_of_life_is_kept(
     server = serve()
     server.report(job_id, "provisioning")
     page.add_init_script("swaps = 0; document.addEventListener('htmx:sseMessage', () => swaps++)")
+    page.clock.install()
     watch(page, server, job_id)
     wait_until(lambda: page.evaluate("swaps") == 1)
     execute(server.database_url, "UPDATE attempts SET last_signal_at = last_signal_at - 60")
-    with page.expect_response(re.compile("/events")):
+    os.kill(server.pid, signal.SIGSTOP)  # so that the next worker is late
+    with page.expect_event("requestfailed"):
         os.kill(server.workers()[0], signal.SIGKILL)  # the port stays open, so the page is never offline
+    page.clock.fast_forward(4_000)  # longer than an open stream may take for its first event
+    with page.expect_response(re.compile("/events")):
+        os.kill(server.pid, signal.SIGCONT)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/steps?" in request.url else None)
     server.report(job_id, "vm_created")

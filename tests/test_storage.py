@@ -59,8 +59,10 @@ def file_of(server: Server) -> Path:
 def cut_off(relay: Relay, cluster: Cluster) -> Iterator[None]:
     """Every connection is half open: what is sent is swallowed."""
     relay.swallow.set()
-    yield
-    relay.swallow.clear()
+    try:
+        yield
+    finally:
+        relay.swallow.clear()
 
 
 @contextmanager
@@ -71,21 +73,22 @@ def frozen(relay: Relay, cluster: Cluster) -> Iterator[None]:
     pids = [master, *map(int, children)]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    yield
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager
 def read_only(relay: Relay, cluster: Cluster) -> Iterator[None]:
     """A standby that answers reads alone, behind connections that stay open."""
-    with psycopg.connect(cluster.url("postgres"), autocommit=True) as connection:
-        for value in ("on", "off"):
-            connection.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
-            connection.execute("SELECT pg_reload_conf()")
-            if value == "on":
-                yield
+    cluster.set("default_transaction_read_only", "on")
+    try:
+        yield
+    finally:
+        cluster.set("default_transaction_read_only", "off")
 
 
 @pytest.fixture(scope="module")

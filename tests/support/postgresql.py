@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.support.server import free_port
+from tests.support.server import free_port, wait_until
 
 SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "500"}
 FORGETFUL = {"fsync": "off", "full_page_writes": "off"}  # of the machine's death, not of a kill
@@ -70,6 +70,18 @@ class Cluster:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.url(name)
+
+    def set(self, name: str, value: str) -> None:
+        """Set what all sessions go by from their next statement on, those that are open included."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+            connection.execute("SELECT pg_reload_conf()")
+        # The server reads it some time later, and tells its sessions before it accepts the next connection.
+        wait_until(lambda: self._has(name, value))
+
+    def _has(self, name: str, value: str) -> bool:
+        with psycopg.connect(self.url("postgres")) as connection:
+            return connection.execute("SELECT current_setting(%s)", [name]).fetchone() == (value,)
 
     def url(self, database: str) -> str:
         return f"postgresql://milepost@127.0.0.1:{self.port}/{database}"
