@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 
 from tests.support.databases import age_dispatch
 from tests.support.github import REPOSITORY, GitHub, github
@@ -145,6 +146,21 @@ def test_a_hanging_github_is_given_up_and_its_late_run_started_once(
     assert answer.status_code == 200
     assert at_github.dispatched(job_id) == 1
     assert str(at_github.runs[-1]["id"]) in answer.json()["run_url"]
+
+
+@pytest.mark.one_database
+def test_pages_do_not_wait_for_a_github_that_does_not_answer(serve: Serve, job_id: str) -> None:
+    with github() as at_github, ThreadPoolExecutor(8) as pool:
+        server = serve(**at_github.settings)
+        server.report(job_id, "provisioning")
+        at_github.hang = threading.Event()
+        starts = [pool.submit(server.create, f"{job_id}-{n}") for n in range(8)]
+        wait_until(lambda: at_github.hanging == 4)
+        try:
+            assert requests.get(server.link(job_id), timeout=5).ok
+        finally:
+            at_github.hang.set()
+        assert [each.result().status_code for each in starts] == [201] * 8
 
 
 @pytest.mark.one_database

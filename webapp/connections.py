@@ -22,7 +22,7 @@ from webapp.config import CALLBACK_PATH
 MOST = 20_000  # connections of a worker, as far as the limit of open files allows
 UNFINISHED_PER_ORIGIN = 100  # requests of one address that have arrived in part; a proxy is one address, too
 AT_ONCE = 16  # requests that begin in one turn of the event loop
-INSIDE = 6  # of what is no stream: fewer than the database has connections; some of it may wait for GitHub
+INSIDE = 6  # of each line at the gate: all of them are fewer than the database has connections
 URGENT = re.compile(rb"POST |GET [^ ?]*/healthz[ ?]")
 STREAM = re.compile(rb"GET [^ ?]*/events[ ?]")
 PAUSE = 0.02  # seconds, in place of a turn, while connections wait to be accepted
@@ -103,10 +103,14 @@ class Connections:
 
 
 class Gate:
-    """WSGI: what is no stream and not the machine's waits here in line, so that a few are inside at once."""
+    """WSGI: what is no stream and not the machine's waits here in line, so that a few are inside at once.
+
+    What is posted has a line of its own: it may wait for GitHub, in front of every page.
+    """
 
     def __init__(self, app: Any, connections: Connections) -> None:
-        self._app, self._connections, self._inside = app, connections, BoundedSemaphore(INSIDE)
+        self._app, self._connections = app, connections
+        self._posts, self._others = BoundedSemaphore(INSIDE), BoundedSemaphore(INSIDE)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """Wait for a place, and for a turn of the event loop, in which it looks at everything else."""
@@ -116,6 +120,6 @@ class Gate:
             return ServiceUnavailable("too many streams are open")(environ, start_response)
         if is_stream or path.endswith(("/healthz", CALLBACK_PATH)):
             return self._app(environ, start_response)
-        with self._inside:
+        with self._posts if environ["REQUEST_METHOD"] == "POST" else self._others:
             gevent.sleep(A_TURN)
             return self._app(environ, start_response)  # what it sends goes on outside
