@@ -42,6 +42,7 @@ def test_a_request_has_one_line_with_its_id(office: Server, job_id: str, path: s
     line = wait_until(lambda: about(office, "request", request=answer.headers["X-Request-Id"]))
     assert len(line) == 1
     assert (line[0]["method"], line[0]["route"], line[0]["status"]) == ("GET", f"/p/<token>{path}", 200)
+    assert line[0]["job"] == job_id
     assert line[0]["ms"] >= 0
     assert line[0]["address"] == "127.0.0.1"
 

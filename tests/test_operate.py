@@ -223,6 +223,15 @@ def test_a_job_shows_its_milestones_then_heartbeats_attempts_and_addresses(
     assert office.link(job_id) in page
 
 
+def test_a_milestone_that_the_pipeline_does_not_have_is_marked(
+    operator: Operator, office: Server, job_id: str
+) -> None:
+    for milestone in ("provisioning", "vm_craeted", "running", "failed"):
+        office.report(job_id, milestone)
+    page = operator.see(f"/jobs/{job_id}")
+    assert re.findall(r'data-callback="(\w+)">.*moves nothing', page) == ["vm_craeted"]
+
+
 def test_of_very_many_callbacks_the_newest_are_shown(operator: Operator, office: Server, job_id: str) -> None:
     office.report(job_id, "provisioning")
     assert "Only the newest" not in operator.see(f"/jobs/{job_id}")

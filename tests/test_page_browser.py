@@ -30,7 +30,7 @@ HEADLINES = (
     "Creating the server",
     "Installing the dependencies",
     "Configuring the agent",
-    "Running the agent for the first time",
+    "Finishing the set-up",
     "The agent was set up",
 )
 HEAR = """() => { said = []; loads = 1; shift = 0

@@ -41,7 +41,7 @@ def test_firefox_follows_a_run_keeps_what_is_selected_and_reads_alike(
     wait_until(lambda: firefox.find_element(By.ID, "signal").get_attribute("datetime") != before)
     place = firefox.find_element(By.ID, "cover").rect["y"]
     server.report(job_id, "ansible_complete")
-    wait_until(lambda: text("#now") == "Running the agent for the first time")
+    wait_until(lambda: text("#now") == "Finishing the set-up")
     assert firefox.title == f"Step 5 of 5 · {job_id}"
     assert firefox.execute_script("return getSelection().toString()").startswith("View the run on GitHub")
     assert abs(firefox.find_element(By.ID, "cover").rect["y"] - place) <= 4

@@ -213,7 +213,7 @@ class Server:
         return dict(wait_until(look, within))
 
     def states(self, job_id: str) -> list[str]:
-        """The states of the five steps, in order."""
+        """The states of the steps, in order."""
         return [step["state"] for step in self.page(job_id)["steps"]]
 
     def events(self, job_id: str, timeout: float = 30, seen: str = "") -> Events:

@@ -15,6 +15,7 @@ from webapp.routes.middleware import (
     commenting,
     event_stream,
     framed_by,
+    note,
     protective,
 )
 from webapp.storage.tables import db
@@ -26,6 +27,7 @@ def shared(token: str, number: int | None = None, kind: str = "progress") -> Vie
     """What the token's job looks like now; a wrong or revoked token is a 404 like any other."""
     ours = parts()
     job_id, link = ours.links.read(token, kind) or abort(404)
+    note(job=job_id)
     if number is None:
         view = ours.reader.find(job_id)
     else:
@@ -53,7 +55,7 @@ def _door(app: Wsgi, ours: Parts) -> Wsgi:
             if known and (view := ours.reader.find(known[0])) and view.link == known[1]:
                 seen = environ.get("HTTP_LAST_EVENT_ID", "")
                 events = ours.hub.events(view, commenting(environ), seen=seen)
-                begin_answer(environ, start_response, headers, "/p/<token>/events", began)
+                begin_answer(environ, start_response, headers, "/p/<token>/events", began, job=view.job_id)
                 return events
         return app(environ, start_response)
 

@@ -41,7 +41,7 @@ ANEW = Change(sys.maxsize)  # newer than any real change: forces a fresh read
 
 
 def _news(before: Attempt, after: Attempt) -> dict[str, Any]:
-    """The fields that differ: compared in C, for there are 39."""
+    """The fields that differ: compared in C, for there are many."""
     return dict(compress(zip(after._fields, after, strict=True), map(ne, after, before)))
 
 
