@@ -108,7 +108,8 @@ def test_what_is_usual_is_learnt_from_five_jobs_and_moves_no_bar_back(serve: Ser
         positions.append(bar(server, job_id))
         wait_until(lambda expected=condition: server.page(job_id)["condition"] == expected)
         positions.append(bar(server, job_id))
-        assert not expected(fragment(server, job_id))
+        page = fragment(server, job_id)
+        assert "no update: </span>2 of 3 built" in page and not expected(page)
     server.report(job_id, "ansible_started")
     positions.append(bar(server, job_id))
     server.report(job_id, "failed", failed_step="configure", sent_at=time.time() - 60)
@@ -148,6 +149,13 @@ def test_no_word_of_a_server_before_step_two_or_of_another_pipeline(gallery: Cli
     assert "server" not in text.lower() or state == "waiting-runner"
     if state.startswith("site"):
         assert "agent" not in text.lower()
+
+
+def test_only_of_a_cancelled_run_it_is_said_that_nothing_is_broken(gallery: Client) -> None:
+    ended = ("cancelled", "timed-out", "closed", "failed-configuring", "done")
+    said = [state for state in ended if "Nothing is known to be broken" in gallery.get(f"/p/{state}").text]
+    assert said == ["cancelled"]
+    assert "may still go on" not in gallery.get("/p/timed-out").text
 
 
 def test_a_step_without_a_milestone_of_its_own_reads_passed(gallery: Client) -> None:
