@@ -488,6 +488,22 @@ def test_job_id_and_either_status_or_type_are_required(
     check_refusal(server.post(json.dumps(fields).encode()), 400, names)
 
 
+@pytest.mark.one_database
+def test_steps_that_are_called_like_ends_are_told_apart(server: Server, job_id: str) -> None:
+    for step in ("running", "step:running", "step:step:running", "step:else", "failed"):
+        assert not server.report(job_id, "provisioning", step=step)
+        assert server.report(job_id, "provisioning", step=step)
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("path", ["//api/webhooks/github", "/api//webhooks/github", "/api/webhooks/github/"])
+def test_an_address_that_is_nearly_the_doors_is_a_404(server: Server, job_id: str, path: str) -> None:
+    body = callback(job_id)
+    answer = requests.post(server.url + path, data=body, headers={"X-Signature": sign(body)}, timeout=30)
+    check_refusal(answer, 404)
+    assert "Traceback" not in server.log.read_text()
+
+
 @pytest.mark.parametrize("step", ["x" * 64, "running", "failed", "queued", "VM_CREATED", "<b>", "\U0001f600"])
 def test_an_unknown_step_is_kept_and_a_sign_of_life_and_moves_nothing(
     server: Server, job_id: str, step: str

@@ -331,6 +331,20 @@ def test_any_order_of_the_same_callbacks_gives_the_same_page(names: Sequence[str
     assert page(after(*sent)) == page(after(*sorted(sent, key=lambda one: one.sent_at or 0)))
 
 
+def test_what_comes_late_unsays_nothing_that_was_said_since() -> None:
+    def said(*order: int) -> tuple[object, ...]:
+        reports = (
+            report("provisioning", sent_at=10.0, subject="old", server_ip="192.0.2.1", note="1 of 2"),
+            report("vm_created", sent_at=20.0, subject="new", note="2 of 2"),
+            report("ansible_started", sent_at=15.0, note="late", server_id="7"),
+        )
+        attempt = after(*(reports[i] for i in order))
+        return attempt.subject, attempt.server_ip, attempt.server_id, attempt.note, attempt.rank
+
+    orders = [said(*order) for order in permutations((0, 1, 2))]
+    assert orders == [("new", "192.0.2.1", "7", "2 of 2", 3)] * 6
+
+
 def test_any_order_of_what_follows_a_failure_gives_the_same_page() -> None:
     late = [report(name, sent_at=50.0 + rank) for name, rank in RANKS.items() if name != "running"]
     failed = report("failed", failed_step="configure", error="no")

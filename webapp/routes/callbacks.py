@@ -73,7 +73,9 @@ def receive() -> Response:
     if refused := request.environ.pop("milepost.refusal", None):
         refusal, g.began, g.noted = refused
         raise refusal
-    return _delivery(request.environ["HTTP_X_GITHUB_EVENT"])
+    if (event := request.environ.get("HTTP_X_GITHUB_EVENT")) is None:
+        abort(404)  # this route takes //api/… for itself, the door does not
+    return _delivery(event)
 
 
 def _delivery(event: str) -> Response:

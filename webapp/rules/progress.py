@@ -98,15 +98,22 @@ def _timed(attempt: Attempt, report: Report, pipeline: Pipeline) -> Attempt:
     if attempt.end and milestone != "running":
         return attempt._replace(times=times)
     rank = max(attempt.rank, pipeline.ranks[milestone])
-    return attempt._replace(times=times, rank=rank, note=None)
+    note = attempt.note if _is_late(attempt, report) else None
+    return attempt._replace(times=times, rank=rank, note=note)
+
+
+def _is_late(attempt: Attempt, report: Report) -> bool:
+    """Whether a newer milestone came first: then nothing that was said since is unsaid."""
+    return report.at < max(attempt.times.values(), default=0)
 
 
 def _heard(attempt: Attempt, report: Report) -> Attempt:
     """A sign of life, and what it says of the run and the server."""
-    at = report.arrived_at
-    return attempt._replace(
-        last_callback_at=at, last_signal_at=at, heard_at=at, waiting_for=None, **report.said
-    )
+    at, said = report.arrived_at, report.said
+    if _is_late(attempt, report):
+        unsaid = {name for name in said if getattr(attempt, name) is None} - {"note"}
+        said = {name: said[name] for name in unsaid}
+    return attempt._replace(last_callback_at=at, last_signal_at=at, heard_at=at, waiting_for=None, **said)
 
 
 def testify(attempt: Attempt, word: Word, pipeline: Pipeline) -> Attempt:

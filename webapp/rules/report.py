@@ -27,6 +27,7 @@ STATUSES = {"provisioning": "provisioning", "running": "running", "failed": "fai
 STATUSES |= {"in_progress": "provisioning", "success": "running"}  # these are GitHub's words
 STATUSES |= {"failure": "failed", "cancelled": "failed"}
 _REPOSITORY = r"(?!\.\.?/)[A-Za-z0-9_.-]{1,100}/(?!\.\.?$)[A-Za-z0-9_.-]{1,100}"
+_LIKE_AN_END = re.compile(f"(step:)*({'|'.join(ENDS)})")  # a step that is kept under another name
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 # ECMA-48: control sequences, strings (OSC, DCS, SOS, PM, APC) and two-character escapes
 _ESCAPES = re.compile(
@@ -188,7 +189,7 @@ def read(fields: Mapping[str, Any], body: bytes, arrived_at: float) -> Report:
         raise BadField(f"status: {CALLBACK['status'][1]}; a heartbeat has none")
     milestone = STATUSES[status] if status else None
     if milestone == "provisioning":
-        milestone = f"step:{step}" if step in ENDS else step or milestone
+        milestone = f"step:{step}" if step and _LIKE_AN_END.fullmatch(step) else step or milestone
     elif milestone == "failed":
         failed_step = "cancelled" if status == "cancelled" else given.get("failed_step", step)
         said |= {"failed_step": failed_step, "error": given.get("error")}
