@@ -179,13 +179,14 @@ def test_the_token_goes_nowhere_but_to_github(dispatcher: Server, at_github: Git
     assert at_github.settings["DISPATCH_TOKEN"] not in dispatcher.log.read_text()
 
 
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("was_made", [True, False])
-def test_a_dispatch_that_a_crash_interrupted_is_made_once_in_all(
-    serve: Serve, job_id: str, was_made: bool
+def test_a_dispatch_that_the_servers_end_interrupted_is_made_once_in_all(
+    serve: Serve, job_id: str, was_made: bool, by: signal.Signals
 ) -> None:
     with github() as at_github:
         server = serve(**at_github.settings)
-        interrupt(server, at_github, job_id, was_made)
+        interrupt(server, at_github, job_id, was_made, by)
         assert at_github.dispatched(job_id) == was_made
         assert server.create(job_id).status_code == 200  # it may be under way yet
         assert at_github.dispatched(job_id) == was_made
@@ -212,16 +213,18 @@ def test_what_became_of_an_interrupted_dispatch_is_found_out_by_itself(
             assert "interrupted" in server.job(job_id)["error"]
 
 
-def interrupt(server: Server, at_github: GitHub, job_id: str, was_made: bool) -> None:
-    """Kill the server while it waits for GitHub's answer to a dispatch."""
+def interrupt(
+    server: Server, at_github: GitHub, job_id: str, was_made: bool, by: signal.Signals = signal.SIGKILL
+) -> None:
+    """End the server while it waits for GitHub's answer to a dispatch, and start it again."""
     at_github.hang = threading.Event()
     if not was_made:
         at_github.refuse(500)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(server.create, job_id)
         wait_until(lambda: at_github.hanging)
-        server.stop(signal.SIGKILL)
-        assert asking.exception(30)
+        server.stop(by)
+        assert asking.exception(30) or asking.result().status_code == 503
     at_github.hang.set()
     at_github.hang = None
     wait_until(lambda: at_github.asked)

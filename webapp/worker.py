@@ -178,7 +178,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
             idle: list[Any] = [each for each, since in ours.waiting.items() if since < late]
             gevent.killall(idle, block=False)
         served: list[Any] = [*ours.served]
-        gevent.killall(served, ServiceUnavailable("the server restarts"), timeout=CUT_WITHIN)
+        with suppress(gevent.Timeout):
+            gevent.killall(served, ServiceUnavailable("the server restarts"), timeout=CUT_WITHIN)
 
     def handle(self, listener: Any, client: Any, address: Any) -> None:
         """Serve a connection's requests, one after the other."""
@@ -234,9 +235,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _answer(self, listener: Any, request: Any, client: Any, address: Any) -> None:
         """Run the app; in place of gunicorn's `handle_request`, whose hooks and clocks nobody uses here."""
         response, environ = create(request, client, address, listener, self.cfg, Answer)
-        if not self.alive:
-            response.force_close()
         body = self.wsgi(environ, response.start_response)
+        if not self.alive:  # now, after what it may have waited for
+            response.force_close()
         try:
             for part in body:
                 response.write(part)

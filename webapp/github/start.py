@@ -4,7 +4,7 @@ from collections.abc import Callable
 from time import time
 from typing import Any
 
-from werkzeug.exceptions import Conflict, NotFound
+from werkzeug.exceptions import Conflict, NotFound, ServiceUnavailable
 
 from webapp import logs
 from webapp.config import CALLBACK_PATH
@@ -153,6 +153,8 @@ def _dispatch(writer: Writer, due: Due) -> None:
         run = ask()
     except Refused as refused:
         refusal = refused
+    except ServiceUnavailable:
+        raise  # the server stops: what became of it is asked for later, as after a crash
     except Exception as error:  # every outcome is concluded, or the job would wait for ever
         logs.log.exception("dispatch failed")
         refusal = Refused(f"Milepost itself failed to ask GitHub ({type(error).__name__}); its log says why")
