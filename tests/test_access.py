@@ -474,6 +474,15 @@ def test_a_database_that_others_could_read_is_closed_to_them(preloaded: Preloads
     assert mode == 0o600
 
 
+def test_a_folder_that_is_taken_for_the_database_is_not_closed(preloaded: Preloads, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    said = Server(tmp_path, f"sqlite:///{shared}", preloaded).refuses_to_start()
+    assert f"DATABASE_URL must name a file: {shared} is none" in said
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o777
+
+
 def test_secrets_that_are_equal_or_trivial_are_named_but_never_told() -> None:
     good = {name: secrets.token_urlsafe(32) for name in SECRETS}
     assert weak_secrets(load(good)) == []

@@ -90,7 +90,8 @@ def _public_url(text: str) -> str:
     if not text:
         return ""  # `load` makes it of HOST and PORT
     url = _http_url(text)
-    _must("%" not in url and ".." not in url.split("/"), "have a plain path, without % and ..")
+    is_plain = "%" not in url and not {".", ".."} & {*url.split("/")}
+    _must(is_plain, "have a plain path, without %, . and ..")
     first = urlsplit(url).path[1:].partition("/")[0]
     _must(first not in OUR_PATHS, f"not have a path that begins with /{first}: Milepost's own pages do")
     return url
@@ -129,7 +130,9 @@ def _database(text: str) -> str:
     is_file = url.drivername == "sqlite" and url.database not in (None, "", ":memory:")
     _must(is_file or url.drivername == "postgresql+psycopg", "be sqlite:///FILE or postgresql://…")
     if is_file:
-        Path(url.database or "").parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = Path(url.database or "")
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _must(path.is_file() or not path.exists(), f"name a file: {path} is none")
     return url.render_as_string(hide_password=False)
 
 
