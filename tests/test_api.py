@@ -274,6 +274,7 @@ def test_jobs_are_filtered_by_condition_pipeline_run_and_time(
     server.report(over, "failed", workflow_run_id=8)
     server.report(over, "provisioning", workflow_run_id=9)
     server.report(over, "failed", workflow_run_id=9)
+    server.report(over, "failed", workflow_run_id=6)  # an older run, whose callbacks are no attempt
     server.report(site, "building", pipeline="site")
     for query, found in {
         "condition=waiting": [waiting],
@@ -284,6 +285,7 @@ def test_jobs_are_filtered_by_condition_pipeline_run_and_time(
         "pipeline=site&condition=over": [],
         "pipeline=nobody": [],
         "run_id=8": [over],
+        "run_id=6": [],
         "run_id=009": [over],
         "run_id=99999999999999999": [live],
         "run_id=10": [],

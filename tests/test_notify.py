@@ -12,6 +12,7 @@ import pytest
 import requests
 from sqlalchemy import create_engine, make_url, text
 
+from tests.support.databases import execute
 from tests.support.github import GitHub
 from tests.support.operator import signed_in
 from tests.support.server import Serve, Server, wait_until
@@ -115,6 +116,17 @@ def test_a_lost_job_is_told_once_and_its_recovery_too(serve: Serve, hook: Webhoo
         "lost": 2,
         "recovered": 2,
     }
+
+
+def test_after_the_clock_was_set_back_a_lost_job_is_told_too(
+    serve: Serve, hook: Webhook, job_id: str
+) -> None:
+    server = serve(NOTIFY_URLS=hook.url, QUIET_AFTER="1", LOST_AFTER="2")
+    server.report(job_id, "vm_created")
+    wait_until(lambda: hook.about(job_id))
+    execute(server.database_url, "UPDATE marks SET at = at + 3600")  # as if it had been an hour ahead
+    server.report(f"{job_id}-2", "vm_created")
+    wait_until(lambda: hook.about(f"{job_id}-2"))
 
 
 def test_more_than_ten_at_once_are_one_message(serve: Serve, hook: Webhook, job_id: str) -> None:

@@ -57,6 +57,15 @@ def test_a_rehearsal_fails_where_it_is_asked_to(server: Server, job_id: str, pla
 
 @pytest.mark.one_database
 @pytest.mark.slow
+def test_a_rehearsal_gives_its_tokens_to_no_proxy(server: Server) -> None:
+    environ = server.environ
+    server.environ = environ | {"http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9"}
+    try:
+        assert rehearse(server)
+    finally:
+        server.environ = environ
+
+
 def test_a_job_rehearsed_again_has_a_second_attempt(server: Server, job_id: str) -> None:
     rehearse(server, "--job-id", job_id, "--fail-at", "provision")
     rehearse(server, "--job-id", job_id)

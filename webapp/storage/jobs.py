@@ -54,7 +54,7 @@ class Wanted:
         if self.condition:
             yield is_in(self.condition, self.clock)
         if self.run_id:
-            yield jobs.c.job_id.in_(_of_run(self.run_id))
+            yield jobs.c.job_id.in_(_of_run(self.run_id).where(attempts.c.number > 0))
         if self.since is not None:
             yield jobs.c.created_at >= self.since
         if prefix := self.begins:

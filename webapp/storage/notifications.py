@@ -36,8 +36,10 @@ def tell(news: Iterable[Transition]) -> None:
 def note_silence(transaction: Transaction, clock: Clock) -> bool:
     """Note which attempts became quiet or lost since anybody looked, if any; the first look sees none."""
     for name, until in (("quiet", clock.quiet_before), ("lost", clock.lost_before)):
-        since = {"since": _mark(transaction, name, until)}
-        silent = transaction.connection.execute(_SILENT[name], clock._asdict() | since).all()
+        since = _mark(transaction, name, until)
+        if since > until:  # the clock was set back
+            _set_mark(transaction, name, until)
+        silent = transaction.connection.execute(_SILENT[name], clock._asdict() | {"since": since}).all()
         if silent:
             transaction.happened([Transition(row.job_id, row.number, name, clock.now) for row in silent])
             _set_mark(transaction, name, until)
@@ -53,7 +55,8 @@ def claim(transaction: Transaction, now: float, busy_for: float) -> Sequence[Row
     if _mark(transaction, "notifying", 0) > now:
         return []
     due = select(notifications).where(notifications.c.due_at <= now).order_by(notifications.c.happened_at)
-    rows = connection.execute(due.limit(AT_ONCE)).all()
+    if not (rows := connection.execute(due.limit(AT_ONCE)).all()):
+        return []
     lately = select(func.count()).where(notifications.c.sent_at > now - MINUTE)
     if len(rows) + connection.execute(lately).scalar_one() > PER_MINUTE:
         if _mark(transaction, "notified_of_many", 0) > now - MINUTE:
@@ -62,8 +65,7 @@ def claim(transaction: Transaction, now: float, busy_for: float) -> Sequence[Row
         rows = [row for row in rows if row.problem == rows[0].problem]  # the same services are left
     else:
         rows = rows[:1]
-    if rows:
-        _set_mark(transaction, "notifying", now + busy_for)
+    _set_mark(transaction, "notifying", now + busy_for)
     return rows
 
 

@@ -1,7 +1,7 @@
 """The one writer of this process: concurrent callbacks are gathered, committed together, then told.
 
 A greenlet that waits inside sqlite3 would freeze every stream, so on SQLite commits wait for the disk
-in gevent's thread pool. One greenlet, there while anything waits, commits all that has gathered. A
+in a thread of their own. One greenlet, there while anything waits, commits all that has gathered. A
 commit costs as much as several callbacks, so after a shared one the next waits a little, until as many
 have come again. A single callback is committed at once.
 
@@ -134,7 +134,7 @@ class Writer:
                 if callbacks := [pending for pending in in_time if isinstance(pending.what, Report)]:
                     self._receive_together(callbacks)
                 for pending in in_time:
-                    if not isinstance(pending.what, Report):
+                    if not isinstance(pending.what, Report) and pending.due_at > monotonic():
                         pending.outcome.set(self._transact(pending.what, pending.due_at))
             finally:  # whatever happens here, as without memory, nobody waits in vain
                 for pending in group:
