@@ -67,8 +67,8 @@
 
   // ---- What is shown -----------------------------------------------------------------------------------
 
-  // Makes `old` what `next` is and keeps every node that can stay: what is selected, focused, opened or
-  // pressed stays so. (htmx 4 does this itself; no package has it yet.)
+  // Makes `old` what `next` is and keeps each node that can stay, as selected, focused, opened or pressed.
+  // (htmx 4 does this itself; no package has it yet.)
   function morph(old, next) {
     if (old.nodeName != next.nodeName || old.id != next.id) return old.replaceWith(next)
     if (old.nodeType != Node.ELEMENT_NODE) {
@@ -288,7 +288,11 @@
     connect()
     state.pollAt = Date.now() + FIRST_EVENT_WITHIN
   }
-  document.addEventListener("visibilitychange", () => document.hidden ? disconnect() : wake())
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) return wake()
+    disconnect()
+    state.pollAt = Date.now() + POLL.hidden
+  })
   addEventListener("pageshow", ({persisted}) => persisted && wake())
   addEventListener("online", wake)
   addEventListener("offline", () => isSandboxed || poll())

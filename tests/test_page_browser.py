@@ -245,6 +245,16 @@ def test_a_hidden_tab_gives_its_stream_back_and_catches_up_when_shown(
     expect_rank(page, 3)
 
 
+def test_a_hidden_tab_asks_within_20_seconds(server: Server, job_id: str, page: Page) -> None:
+    page.clock.install()
+    server.report(job_id, "provisioning")
+    watch(page, server, job_id)
+    page.evaluate(HIDE, True)
+    with page.expect_request(re.compile(r"/steps\?")):
+        for _ in range(3):
+            page.clock.fast_forward(7_000)  # less than what is taken for a sleep
+
+
 def test_after_sleep_it_catches_up_at_once_and_tells_the_time_truly(
     server: Server, job_id: str, page: Page
 ) -> None:

@@ -152,7 +152,7 @@ STATES: dict[str, Callable[..., View]] = {
     "timed-out": lambda **k: _view(_failed(3, "timed_out", None), **k),
     "closed": lambda **k: _view(_attempt(3, end="closed", ended_at=time(), failed_step="cancelled"), **k),
     "quiet": lambda **k: _view(_silent(200), **k),
-    "quiet-note": lambda **k: _view(_silent(200)._replace(**NOTE), **k),
+    "quiet-note": lambda **k: _view(_silent(200)._replace(note=NOTE["note"]), **k),
     "lost": lambda **k: _view(_silent(1200), **k),
     "lost-queued": lambda **k: _view(_silent(1200, 0), **k),
     "site-queued": lambda **k: _view(_deploy(), **k | SITE),
