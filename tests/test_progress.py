@@ -345,6 +345,11 @@ def test_what_comes_late_unsays_nothing_that_was_said_since() -> None:
     assert orders == [("new", "192.0.2.1", "7", "2 of 2", 3)] * 6
 
 
+def test_a_clock_of_whole_seconds_makes_nothing_late() -> None:
+    noted = after(report("vm_created", 100.7), report(None, 100.9, sent_at=100.0, note="1 of 2"))
+    assert noted.note == "1 of 2"
+
+
 def test_any_order_of_what_follows_a_failure_gives_the_same_page() -> None:
     late = [report(name, sent_at=50.0 + rank) for name, rank in RANKS.items() if name != "running"]
     failed = report("failed", failed_step="configure", error="no")

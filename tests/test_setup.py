@@ -39,6 +39,7 @@ SHORT = "fifteen letters"
         ("PUBLIC_URL", "https://milepost.example/jobs/x"),
         ("PUBLIC_URL", "https://milepost.example/a;b"),
         ("PUBLIC_URL", "https://milepost.example/."),
+        ("DISPATCH_TOKEN", "t\u00f6ken"),
         ("DISPATCH_REPOSITORY", "milepost"),
         ("DISPATCH_API_URL", "ftp://api.github.example"),
         ("EMBED_ORIGINS", "https://wiki.example/page"),

@@ -152,7 +152,7 @@ class Settings(NamedTuple):
     operator_token: str = _setting("OPERATOR_TOKEN", "", _secret, 24)
     public_url: str = _setting("PUBLIC_URL", "", _public_url)
     pipelines: Mapping[str, Pipeline] = _setting("PIPELINES", "", _pipelines)
-    dispatch_token: str = _setting("DISPATCH_TOKEN", "", str)
+    dispatch_token: str = _setting("DISPATCH_TOKEN", "", _like, "[ -~]*", "in ASCII")
     dispatch_repository: str = _setting("DISPATCH_REPOSITORY", "", _like, *REPOSITORY)
     dispatch_api_url: str = _setting("DISPATCH_API_URL", "https://api.github.com", _http_url)
     dispatch_workflow: str = _setting("DISPATCH_WORKFLOW", "provision-agent.yml", _like, *WORKFLOW)

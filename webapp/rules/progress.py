@@ -103,8 +103,11 @@ def _timed(attempt: Attempt, report: Report, pipeline: Pipeline) -> Attempt:
 
 
 def _is_late(attempt: Attempt, report: Report) -> bool:
-    """Whether a newer milestone came first: then nothing that was said since is unsaid."""
-    return report.at < max(attempt.times.values(), default=0)
+    """Whether a newer milestone came first: then nothing that was said since is unsaid.
+
+    Some clocks tell whole seconds.
+    """
+    return report.sent_at is not None and report.sent_at < floor(max(attempt.times.values(), default=0))
 
 
 def _heard(attempt: Attempt, report: Report) -> Attempt:
