@@ -4,7 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from itertools import takewhile
@@ -187,6 +187,22 @@ def test_streams_that_join_while_the_job_changes_are_all_shown_its_states(
             client.storm([heartbeat(job_id, time.time() + n / 10, note=f"{n % 3}")], 10)
             client.open_streams(paths)  # which waits for its first fragment
         all_show(client, dict.fromkeys(range(20), version(server, job_id)))
+
+
+@pytest.mark.one_database
+def test_silence_is_shown_where_a_stream_joined_between_two_changes(serve: Serve, job_id: str) -> None:
+    server = serve(QUIET_AFTER="1", LOST_AFTER="60")
+    server.report(job_id, "provisioning")
+    link = server.link(job_id)
+    with ExitStack() as clients:
+        streams = []
+        for n in range(20):
+            server.report(job_id, "heartbeat", note=f"{n}")
+            server.report(job_id, "heartbeat", note=f"{n}, again")
+            streams.append(clients.enter_context(closing(Events(f"{link}/events", timeout=10))))
+        for events in streams:
+            while 'data-condition="quiet"' not in events.next()["data"]:
+                pass
 
 
 @pytest.mark.one_database

@@ -132,8 +132,9 @@ class Hub:
         while topic.watchers and topic.change:
             gevent.sleep(max(topic.made_at + interval - monotonic(), 0))
             change, topic.change = topic.change, None
-            if change.number <= topic.frame.number:
-                continue  # a stream that joined meanwhile has shown a newer one
+            if change.number <= topic.frame.number:  # a stream that joined meanwhile has shown a newer one
+                self._show(topic, topic.frame)  # what waits for this one looks at the clock again
+                continue
             try:
                 if topic.job_id == ANY:
                     self._show(topic, self._frames.of_any_job())
