@@ -220,7 +220,8 @@ def _register(settings: Settings, job_id: str, pipeline: str, tries: int) -> str
     url = f"http://{settings.address}/api/jobs"
     job: dict[str, object] = {"job_id": job_id, "agent_id": job_id, "region": "rehearsal"}
     job |= {"pipeline": pipeline, "dispatch": False}
-    headers, session = {"Authorization": f"Bearer {settings.operator_token}".encode()}, requests.Session()
+    headers = {"Authorization": f"Bearer {settings.operator_token}".encode()}
+    session = requests.Session()
     session.trust_env = False  # or the token would go to a proxy
     while True:
         try:
