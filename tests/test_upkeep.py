@@ -89,6 +89,24 @@ def test_pages_hear_of_what_comes_after_the_newest_rows_were_taken_away(serve: S
                 assert events.next()["id"] == newest_version
 
 
+@pytest.mark.one_database
+def test_what_somebody_changed_without_a_word_is_shown_before_long(serve: Serve, job_id: str) -> None:
+    server = serve()
+    server.stop()
+    server.config = "python:tests.support.hasty"
+    server.start()
+    server.report(job_id, "provisioning")
+    server.report(new_job_id(), "provisioning")  # the newest change, which stays so
+    with closing(server.events(job_id)) as events:
+        events.next()
+        for subject in ("once", "once more"):
+            which = f"WHERE job_id = '{job_id}'"
+            execute(
+                server.database_url, f"UPDATE attempts SET subject = '{subject}', change = change - 1 {which}"
+            )
+            assert f"<bdi>{subject}</bdi>" in events.next()["data"]
+
+
 class Home(Server):
     """A copy of the code with an `instance/` of its own, as `make run` serves it."""
 
